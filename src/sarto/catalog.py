@@ -1,0 +1,114 @@
+"""Base models by the names users write, from `catalog.toml` beside this file and, on top, `HOME/catalog.toml`.
+
+A name points at weights; several names may share them. Knows no HTTP and no tensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict
+
+from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.schema.runs import BaseWeights
+
+DIGEST_FILE = "sarto.digest"
+"""Holds the hex digest of a weights folder; written last by the converter, so its presence means the folder is whole."""
+
+
+class Weights(BaseModel):
+    """Real files, and where they come from: a hub repository or a wheel of the package registry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    title: str
+    family: str
+    license: str
+    hub: str = ""
+    package: str = ""
+    package_version: str = ""
+    context: int
+    learning_rate: float
+
+
+class CatalogEntry(BaseModel):
+    """A group of names with one set of rules."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    names: list[str]
+    weights: str
+    kind: Literal["gemini", "open", "translation"] = "gemini"
+    adapter_sizes: list[int]
+    default_adapter_size: int
+
+
+@dataclass(frozen=True)
+class BaseModelEntry:
+    """One name, resolved."""
+
+    name: str
+    rules: CatalogEntry
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Catalog:
+    weights: dict[str, Weights]
+    entries: tuple[CatalogEntry, ...]
+    models_folder: Path
+
+    @classmethod
+    def load(cls, home: Path | None = None, models_folder: Path | None = None) -> Catalog:
+        """The shipped catalogue; entries of `HOME/catalog.toml` come first and so win."""
+        tables = [tomllib.loads(Path(__file__).with_name("catalog.toml").read_text())]
+        if home is not None and (home / "catalog.toml").exists():
+            tables.insert(0, tomllib.loads((home / "catalog.toml").read_text()))
+        weights: dict[str, Weights] = {}
+        entries: list[CatalogEntry] = []
+        for table in tables:
+            for row in table.get("weights", ()):
+                weights.setdefault(row["id"], Weights(**row))
+            entries.extend(CatalogEntry(**row) for row in table.get("model", ()))
+        return cls(weights, tuple(entries), models_folder or Path(platformdirs.user_cache_dir("sarto")) / "models")
+
+    @cached_property
+    def by_name(self) -> dict[str, BaseModelEntry]:
+        found: dict[str, BaseModelEntry] = {}
+        for entry in self.entries:
+            for name in entry.names:
+                found.setdefault(name, BaseModelEntry(name, entry, self.weights[entry.weights]))
+        return found
+
+    def find(self, name: str, field: str = "tuning_job.base_model") -> BaseModelEntry:
+        """By plain id, `publisher/family@version`, or `publishers/P/models/X`. Raises InvalidArgument naming the known ones."""
+        plain = name.removeprefix("models/")
+        if plain.startswith("publishers/") and plain.count("/") == 3:
+            _, publisher, _, model = plain.split("/")
+            plain = model if publisher == "google" and model in self.by_name else f"{publisher}/{model}"
+        if plain in self.by_name:
+            return self.by_name[plain]
+        known = sorted(self.by_name)
+        near = difflib.get_close_matches(plain, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InvalidArgument.field(field, f'Base model "{name}" is not known.{hint} Known: {", ".join(known)}.')
+
+    def folder(self, weights: Weights) -> Path:
+        return self.models_folder / weights.id
+
+    def base(self, weights: Weights) -> BaseWeights:
+        """The weights on disk. Raises FailedPrecondition with the command to get them."""
+        folder = self.folder(weights)
+        digest = folder / DIGEST_FILE
+        if not digest.exists():
+            raise FailedPrecondition(
+                f"The weights of {weights.title} are not on this machine; get them with: sarto models pull {weights.id}"
+            )
+        return BaseWeights(name=weights.title, folder=str(folder), digest=digest.read_text().strip())

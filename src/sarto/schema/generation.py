@@ -1,0 +1,218 @@
+"""Content, Part and the generateContent messages. A kind of part that a text model cannot take has a field here, so that
+it is refused by name and never dropped."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from sarto.schema.wire import Boolean, Bytes, Double, Int32, Message, ProtoEnum, Struct, Text, Timestamp
+
+
+class Blob(Message):
+    mime_type: Text = ""
+    data: Bytes = b""
+    display_name: Text = ""
+
+
+class FileData(Message):
+    mime_type: Text = ""
+    file_uri: Text = ""
+    display_name: Text = ""
+
+
+class FunctionCall(Message):
+    id: Text = ""
+    name: Text = ""
+    args: Struct | None = None
+
+
+class FunctionResponse(Message):
+    id: Text = ""
+    name: Text = ""
+    response: Struct | None = None
+    scheduling: Text = ""
+    will_continue: Boolean | None = None
+
+
+class Part(Message):
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": (
+            "text", "inline_data", "file_data", "function_call", "function_response",
+            "executable_code", "code_execution_result",
+        ),
+    }  # fmt: skip
+
+    text: Text | None = None
+    inline_data: Blob | None = None
+    file_data: FileData | None = None
+    function_call: FunctionCall | None = None
+    function_response: FunctionResponse | None = None
+    executable_code: Struct | None = None
+    code_execution_result: Struct | None = None
+    video_metadata: Struct | None = None
+    media_resolution: Struct | None = None
+    thought: Boolean | None = None
+    thought_signature: Bytes | None = None
+
+
+class Content(Message):
+    """One turn: `role` is `user` or `model` (tool answers come as `user` or `function`)."""
+
+    role: Text = ""
+    parts: list[Part] = Field(default_factory=list)
+
+
+class FunctionDeclaration(Message):
+    name: Text = ""
+    description: Text = ""
+    parameters: Struct | None = None
+    parameters_json_schema: Struct | None = None
+    response: Struct | None = None
+    response_json_schema: Struct | None = None
+    behavior: Text = ""
+
+
+class Tool(Message):
+    """Function declarations; every other kind of tool is hosted by Google and refused by name."""
+
+    function_declarations: list[FunctionDeclaration] = Field(default_factory=list)
+    retrieval: Struct | None = None
+    google_search: Struct | None = None
+    google_search_retrieval: Struct | None = None
+    google_maps: Struct | None = None
+    enterprise_web_search: Struct | None = None
+    code_execution: Struct | None = None
+    url_context: Struct | None = None
+    computer_use: Struct | None = None
+
+
+class FunctionCallingConfig(Message):
+    mode: Text = ""
+    allowed_function_names: list[Text] = Field(default_factory=list)
+    stream_function_call_arguments: Boolean | None = None
+
+
+class ToolConfig(Message):
+    function_calling_config: FunctionCallingConfig | None = None
+    retrieval_config: Struct | None = None
+
+
+class GenerationConfig(Message):
+    temperature: Double | None = None
+    top_p: Double | None = None
+    top_k: Double | None = None
+    candidate_count: Int32 | None = None
+    max_output_tokens: Int32 | None = None
+    stop_sequences: list[Text] = Field(default_factory=list)
+    seed: Int32 | None = None
+    presence_penalty: Double | None = None
+    frequency_penalty: Double | None = None
+    response_logprobs: Boolean | None = None
+    logprobs: Int32 | None = None
+    response_mime_type: Text = ""
+    response_schema: Struct | None = None
+    response_json_schema: Struct | None = None
+    response_modalities: list[Text] = Field(default_factory=list)
+    routing_config: Struct | None = None
+    model_selection: Struct | None = Field(default=None, serialization_alias="modelConfig")
+    audio_timestamp: Boolean | None = None
+    media_resolution: Text = ""
+    speech_config: Struct | None = None
+    thinking_config: Struct | None = None
+    image_config: Struct | None = None
+    enable_affective_dialog: Boolean | None = None
+
+    SPELLINGS: ClassVar[dict[str, str]] = {"model_config": "model_selection"}
+
+
+class GenerateContentRequest(Message):
+    """`model` may also stand in the body, as some clients send it; the URL decides."""
+
+    model: Text = ""
+    contents: list[Content] = Field(default_factory=list)
+    system_instruction: Content | None = None
+    cached_content: Text = ""
+    tools: list[Tool] = Field(default_factory=list)
+    tool_config: ToolConfig | None = None
+    labels: dict[str, Text] = Field(default_factory=dict)
+    safety_settings: list[Struct] = Field(default_factory=list)
+    model_armor_config: Struct | None = None
+    generation_config: GenerationConfig | None = None
+
+
+class FinishReason(ProtoEnum):
+    FINISH_REASON_UNSPECIFIED = "FINISH_REASON_UNSPECIFIED"
+    STOP = "STOP"
+    MAX_TOKENS = "MAX_TOKENS"
+    SAFETY = "SAFETY"
+    RECITATION = "RECITATION"
+    OTHER = "OTHER"
+    BLOCKLIST = "BLOCKLIST"
+    PROHIBITED_CONTENT = "PROHIBITED_CONTENT"
+    SPII = "SPII"
+    MALFORMED_FUNCTION_CALL = "MALFORMED_FUNCTION_CALL"
+
+
+class LogprobsCandidate(Message):
+    token: Text = ""
+    token_id: Int32 | None = None
+    log_probability: Double | None = None
+
+
+class TopCandidates(Message):
+    candidates: list[LogprobsCandidate] = Field(default_factory=list)
+
+
+class LogprobsResult(Message):
+    top_candidates: list[TopCandidates] = Field(default_factory=list)
+    chosen_candidates: list[LogprobsCandidate] = Field(default_factory=list)
+
+
+class Candidate(Message):
+    index: Int32 | None = None
+    content: Content | None = None
+    finish_reason: FinishReason | None = None
+    finish_message: Text = ""
+    avg_logprobs: Double | None = None
+    logprobs_result: LogprobsResult | None = None
+    safety_ratings: list[Struct] = Field(default_factory=list)
+
+
+class ModalityTokenCount(Message):
+    modality: Text = ""
+    token_count: Int32 | None = None
+
+
+class UsageMetadata(Message):
+    prompt_token_count: Int32 | None = None
+    candidates_token_count: Int32 | None = None
+    total_token_count: Int32 | None = None
+    cached_content_token_count: Int32 | None = None
+    prompt_tokens_details: list[ModalityTokenCount] = Field(default_factory=list)
+    candidates_tokens_details: list[ModalityTokenCount] = Field(default_factory=list)
+    traffic_type: Text = ""
+
+
+class GenerateContentResponse(Message):
+    candidates: list[Candidate] = Field(default_factory=list)
+    usage_metadata: UsageMetadata | None = None
+    model_version: Text = ""
+    response_id: Text = ""
+    create_time: Timestamp | None = None
+
+
+class CountTokensRequest(Message):
+    model: Text = ""
+    contents: list[Content] = Field(default_factory=list)
+    instances: list[Struct] = Field(default_factory=list)
+    system_instruction: Content | None = None
+    tools: list[Tool] = Field(default_factory=list)
+    generation_config: GenerationConfig | None = None
+
+
+class CountTokensResponse(Message):
+    total_tokens: Int32 = 0
+    total_billable_characters: Int32 | None = None
+    prompt_tokens_details: list[ModalityTokenCount] = Field(default_factory=list)

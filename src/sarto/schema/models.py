@@ -1,0 +1,66 @@
+"""Model, Endpoint and their parts: the registry as clients read it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sarto.schema.tuning_jobs import EncryptionSpec
+from sarto.schema.wire import Boolean, Int64, Message, Struct, Text, Timestamp
+
+
+class Checkpoint(Message):
+    checkpoint_id: Text = ""
+    epoch: Int64 | None = None
+    step: Int64 | None = None
+
+
+class DeployedModelRef(Message):
+    endpoint: Text = ""
+    deployed_model_id: Text = ""
+    checkpoint_id: Text = ""
+
+
+class Model(Message):
+    name: Text = ""
+    version_id: Text = ""
+    version_aliases: list[Text] = Field(default_factory=list)
+    version_create_time: Timestamp | None = None
+    version_update_time: Timestamp | None = None
+    version_description: Text = ""
+    display_name: Text = ""
+    description: Text = ""
+    labels: dict[str, Text] = Field(default_factory=dict)
+    artifact_uri: Text = ""
+    checkpoints: list[Checkpoint] = Field(default_factory=list)
+    default_checkpoint_id: Text = ""
+    deployed_models: list[DeployedModelRef] = Field(default_factory=list)
+    model_source_info: Struct | None = None
+    metadata: Struct | None = None
+    encryption_spec: EncryptionSpec | None = None
+    create_time: Timestamp | None = None
+    update_time: Timestamp | None = None
+    etag: Text = ""
+    supported_deployment_resources_types: list[Text] = Field(default_factory=list)
+
+
+class DeployedModel(Message):
+    id: Text = ""
+    model: Text = ""
+    model_version_id: Text = ""
+    display_name: Text = ""
+    checkpoint_id: Text = ""
+    create_time: Timestamp | None = None
+
+
+class Endpoint(Message):
+    name: Text = ""
+    display_name: Text = ""
+    description: Text = ""
+    labels: dict[str, Text] = Field(default_factory=dict)
+    deployed_models: list[DeployedModel] = Field(default_factory=list)
+    traffic_split: dict[str, int] = Field(default_factory=dict)
+    encryption_spec: EncryptionSpec | None = None
+    create_time: Timestamp | None = None
+    update_time: Timestamp | None = None
+    etag: Text = ""
+    dedicated_endpoint_enabled: Boolean | None = None

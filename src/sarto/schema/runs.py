@@ -1,0 +1,200 @@
+"""The contract of control and engine: what a run is given (`spec.json`), what it says while it works (`progress.jsonl`,
+one JSON object a line), and what it leaves (`result.json`, written last and whole).
+
+Everything here is in the engine's words; Vertex's words were turned into numbers by `control/supervisor.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseWeights(_Record):
+    """A base model on disk: a folder with `config.json`, `model*.safetensors`, `tokenizer.json`, `chat_template.jinja`."""
+
+    name: str
+    """What it is called in labels and messages, for example `SmolLM2-135M-Instruct`."""
+    folder: str
+    digest: str
+    """Hex digest that names the weights for caches and certificates."""
+
+
+class DatasetRef(_Record):
+    """A dataset as the run reads it: the user's name for messages, and a local file with exactly those bytes."""
+
+    uri: str
+    path: str
+    size_bytes: int
+    digest: str = ""
+
+
+class TuningParameters(_Record):
+    """Numbers of a run. None means: let the run choose from the data (and say so in a `parameters` event)."""
+
+    rank: int
+    alpha: float
+    target_modules: list[str] = Field(default_factory=list)
+    """Projections that get an adapter, by their last name (`q_proj` …); empty means all linear projections."""
+    epoch_count: int | None = None
+    learning_rate: float | None = None
+    learning_rate_multiplier: float = 1.0
+    """Multiplies the learning rate, be it given or chosen."""
+    batch_size: int | None = None
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+class RunSpec(_Record):
+    job: str
+    """Resource name of the job, for messages and metadata only."""
+    epoch: int
+    """The lease epoch this run was started under."""
+    run_folder: str
+    method: Literal["supervised"] = "supervised"
+    base: BaseWeights
+    parent_adapter: str | None = None
+    """Folder of the PEFT adapter to start from, when a tuned model is tuned further."""
+    training_dataset: DatasetRef
+    validation_dataset: DatasetRef | None = None
+    data_format: Literal["auto", "translation"] = "auto"
+    parameters: TuningParameters
+    export_last_checkpoint_only: bool = False
+    max_tokens_per_example: int
+    cache_folder: str
+    """Where token caches live; shared between runs, content-addressed."""
+    resume_folder: str | None = None
+    """Where resume points of this job are kept across attempts."""
+    resume_seconds: float = 30.0
+    threads: int
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    low_memory: bool = False
+    stop_early: bool = False
+    """Stop when validation loss turns; otherwise a run only reports the advice."""
+
+
+class Distribution(_Record):
+    """Summary of one integer per row; the shape of the API's dataset distribution."""
+
+    sum: int
+    min: float
+    max: float
+    mean: float
+    median: float
+    p5: float
+    p95: float
+    buckets: list[tuple[int, float, float]]
+    """(count, left, right); empty buckets are left out."""
+
+
+class DataStats(_Record):
+    """Of the training rows that are used; `dropped` rows are counted apart."""
+
+    example_count: int
+    dropped_count: int
+    dropped_indices: list[int]
+    """1-based line numbers of every dropped row."""
+    dropped_reasons: list[str]
+    """One reason per dropped row, in the same order."""
+    character_count: int
+    token_count: int
+    """Rendered tokens of one pass over the data."""
+    input_tokens: Distribution
+    output_tokens: Distribution
+    messages: Distribution
+    sample_contents: list[dict[str, Any]]
+    """Contents of the first rows as the API shows them, each text cut near 400 characters."""
+    step_count: int
+    """Optimiser steps of the whole job."""
+
+
+class ChosenParameters(_Record):
+    """What the run really uses, with the reason for each value nobody gave."""
+
+    rank: int
+    alpha: float
+    epoch_count: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    total_steps: int
+    precision: str
+    device: str
+    threads: int
+    reasons: dict[str, str]
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class StepMetrics(_Record):
+    step: int
+    epoch: int
+    """1-based epoch the step belongs to."""
+    loss: float
+    """Mean cross-entropy in nats over the supervised tokens of the whole optimiser step."""
+    accuracy: float
+    """Share of supervised tokens predicted right under teacher forcing."""
+    supervised_tokens: int
+    tokens: int
+    """Rendered tokens of the step's examples, shared prefixes counted every time."""
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class EvalMetrics(_Record):
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    supervised_tokens: int
+
+
+class CheckpointRecord(_Record):
+    checkpoint_id: str
+    """"1", "2", … in the order they were made."""
+    epoch: int
+    step: int
+    folder: str
+    """Relative to the run folder; holds the PEFT adapter files."""
+    files: dict[str, str]
+    """File name → sha256 hex."""
+    evaluation: EvalMetrics | None = None
+
+
+class Progress(_Record):
+    """One line of `progress.jsonl`. `kind` says which of the other fields is set; `time` is seconds since 1970."""
+
+    kind: Literal["phase", "note", "data", "parameters", "step", "evaluation", "checkpoint"]
+    time: float
+    phase: Literal["PROCESSING_DATASET", "TUNING", "POST_PROCESSING"] | None = None
+    message: str = ""
+    data: DataStats | None = None
+    parameters: ChosenParameters | None = None
+    step: StepMetrics | None = None
+    evaluation: EvalMetrics | None = None
+    checkpoint: CheckpointRecord | None = None
+
+
+class RunResult(_Record):
+    """The end of a run. With `error` (a google.rpc.Status) the job fails and is not tried again: the fault is in the
+    user's data or request. A run that died of anything else leaves no result."""
+
+    error: dict[str, Any] | None = None
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list)
+    best_checkpoint_id: str | None = None
+    best_reason: str = ""
+    data: DataStats | None = None
+    parameters: ChosenParameters | None = None
+    report_file: str | None = None
+    """The data report as JSON, relative to the run folder."""
+    peak_memory_bytes: int = 0
+    wall_seconds: float = 0.0

@@ -1,0 +1,80 @@
+"""Settings: frozen, read once from `HOME/config.toml` and the environment; an unknown key is refused.
+
+Only the assembly (`app`, `cli`) and `engine/run.py` import this; everyone else is handed the value it needs.
+`docs/operations.md` lists every field (a test looks).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sarto.errors import InvalidArgument
+
+
+class Settings(BaseModel):
+    """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` and its name in capitals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path
+    """Folder that holds database, buckets, credentials, base weights and runs."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    models_folder: Path | None = None
+    """Where base weights are kept, shared between homes; default: a folder in the user's cache directory."""
+    port: int = 8080
+    """Port to listen on; 0 takes a free one."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty means SQLite in the home folder."""
+    project: str = "demo"
+    """Project that a fresh home is given."""
+    threads: int = 0
+    """CPU threads of a run and of the serving worker; 0 means the cores this process may use."""
+    concurrent_jobs: int = 1
+    """Tuning jobs that run at once in one project; further ones wait."""
+    concurrent_runs: int = 1
+    """Runs at once on this machine, over all projects."""
+    max_dataset_bytes: int = 1_073_741_824
+    """Largest dataset file, in bytes."""
+    max_training_examples: int = 10_000_000
+    """Most rows in a training file."""
+    max_validation_examples: int = 5_000
+    """Most rows in a validation file."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Largest JSON request body, in bytes; uploads of objects are not bound by it."""
+    lease_seconds: float = 10.0
+    """How long a supervisor may be silent before its jobs are taken over."""
+    token_seconds: int = 3600
+    """Life of an access token."""
+    max_attempts: int = 3
+    """Attempts at a job before a loss of machinery fails it."""
+
+
+def default_home() -> Path:
+    return Path(os.environ.get("SARTO_HOME") or platformdirs.user_data_dir("sarto", appauthor=False))
+
+
+def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **given: object) -> Settings:
+    """Command line over environment over `config.toml` over defaults. Raises InvalidArgument naming the bad key."""
+    environ = os.environ if environ is None else environ
+    home = (home or Path(environ.get("SARTO_HOME") or default_home())).expanduser().absolute()
+    values: dict[str, object] = {}
+    config = home / "config.toml"
+    if config.exists():
+        values.update(tomllib.loads(config.read_text()))
+    for name in Settings.model_fields:
+        text = environ.get(f"SARTO_{name.upper()}")
+        if text is not None and name != "home":
+            values[name] = text
+    values.update({name: value for name, value in given.items() if value is not None})
+    try:
+        return Settings(home=home, **values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidArgument(f"settings ({config} or SARTO_… variables): {faults}") from None

@@ -1,0 +1,73 @@
+"""The database: one engine, `transaction()` to write and `reading()` to read, SQLite and PostgreSQL by one code path.
+
+Knows no table's meaning; used by `control` and by the embedded buckets. Times of leases come from `now`, the database's
+own clock, never from a process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+
+class Database:
+    """`sqlite:///PATH` or `postgresql+psycopg://…`. Safe to use from many threads; `close` when done."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = url.startswith("sqlite")
+        self.engine: Engine = _sqlite(url) if self.is_sqlite else sa.create_engine(url, pool_size=8, pool_pre_ping=True)
+
+    @classmethod
+    def in_home(cls, home: Path, url: str = "") -> Database:
+        return cls(url or f"sqlite:///{home / 'sarto.db'}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A writing transaction: committed at the end, rolled back on an error. On SQLite it is the only writer."""
+        with self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for reads; sees one consistent state per statement."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    def now(self, connection: Connection) -> float:
+        """Seconds since 1970 by the database's clock."""
+        if self.is_sqlite:
+            query = "select (julianday('now') - 2440587.5) * 86400.0"
+        else:
+            query = "select extract(epoch from clock_timestamp())::float8"
+        return float(connection.exec_driver_sql(query).scalar_one())
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _sqlite(url: str) -> Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves: BEGIN IMMEDIATE avoids upgrade deadlocks
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
