@@ -139,7 +139,9 @@ Int32 = Annotated[int, BeforeValidator(_within(32))]
 Double = Annotated[float, BeforeValidator(_double), PlainSerializer(_write_double)]
 Text = Annotated[str, BeforeValidator(_text)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
-Bytes = Annotated[bytes, BeforeValidator(_bytes), PlainSerializer(lambda b: base64.b64encode(b).decode(), return_type=str)]
+Bytes = Annotated[
+    bytes, BeforeValidator(_bytes), PlainSerializer(lambda b: base64.b64encode(b).decode(), return_type=str)
+]
 Timestamp = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 Struct = dict[str, Any]
 """A free JSON object; its keys are the user's and stay as they are."""
