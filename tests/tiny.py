@@ -1,4 +1,4 @@
-"""A tiny random base model in the layout of a converted one: 2 layers, width 32, byte-level tokenizer, chat markup template.
+"""A tiny random base model in the layout of a converted one: 2 layers, width 32, a byte-level tokenizer.
 
 `make_tiny_base(folder, family)` writes config.json, model.safetensors, tokenizer.json, chat_template.jinja,
 generation_config.json and the digest file. Families differ in their config and tensors as their real ones do.
@@ -21,8 +21,9 @@ from sarto.schema.runs import BaseWeights
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD = 32, 2, 4, 2, 8, 64

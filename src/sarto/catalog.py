@@ -19,7 +19,7 @@ from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.schema.runs import BaseWeights
 
 DIGEST_FILE = "sarto.digest"
-"""Holds the hex digest of a weights folder; written last by the converter, so its presence means the folder is whole."""
+"""Holds the hex digest of a weights folder; written last by the converter: with it, the folder is whole."""
 
 
 class Weights(BaseModel):
@@ -34,6 +34,7 @@ class Weights(BaseModel):
     hub: str = ""
     package: str = ""
     package_version: str = ""
+    package_sha256: str = ""
     context: int
     learning_rate: float
 
@@ -88,7 +89,7 @@ class Catalog:
         return found
 
     def find(self, name: str, field: str = "tuning_job.base_model") -> BaseModelEntry:
-        """By plain id, `publisher/family@version`, or `publishers/P/models/X`. Raises InvalidArgument naming the known ones."""
+        """By id, `publisher/family@version` or `publishers/P/models/X`. InvalidArgument names the known ones."""
         plain = name.removeprefix("models/")
         if plain.startswith("publishers/") and plain.count("/") == 3:
             _, publisher, _, model = plain.split("/")

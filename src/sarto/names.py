@@ -13,56 +13,14 @@ from dataclasses import dataclass, replace
 from sarto.errors import InvalidArgument
 
 REGIONS = frozenset(
-    [
-        "africa-south1",
-        "asia-east1",
-        "asia-east2",
-        "asia-northeast1",
-        "asia-northeast2",
-        "asia-northeast3",
-        "asia-south1",
-        "asia-south2",
-        "asia-southeast1",
-        "asia-southeast2",
-        "australia-southeast1",
-        "australia-southeast2",
-        "europe-central2",
-        "europe-north1",
-        "europe-north2",
-        "europe-southwest1",
-        "europe-west1",
-        "europe-west2",
-        "europe-west3",
-        "europe-west4",
-        "europe-west6",
-        "europe-west8",
-        "europe-west9",
-        "europe-west10",
-        "europe-west12",
-        "me-central1",
-        "me-central2",
-        "me-west1",
-        "northamerica-northeast1",
-        "northamerica-northeast2",
-        "northamerica-south1",
-        "southamerica-east1",
-        "southamerica-west1",
-        "us-central1",
-        "us-central2",
-        "us-east1",
-        "us-east4",
-        "us-east5",
-        "us-east7",
-        "us-south1",
-        "us-west1",
-        "us-west2",
-        "us-west3",
-        "us-west4",
-        "us",
-        "us-central",
-        "eu",
-        "global",
-    ]
+    (
+        "africa-south1 asia-east1 asia-east2 asia-northeast1 asia-northeast2 asia-northeast3 asia-south1 asia-south2 "
+        "asia-southeast1 asia-southeast2 australia-southeast1 australia-southeast2 europe-central2 europe-north1 "
+        "europe-north2 europe-southwest1 europe-west1 europe-west2 europe-west3 europe-west4 europe-west6 europe-west8 "
+        "europe-west9 europe-west10 europe-west12 me-central1 me-central2 me-west1 northamerica-northeast1 "
+        "northamerica-northeast2 northamerica-south1 southamerica-east1 southamerica-west1 us-central1 us-central2 "
+        "us-east1 us-east4 us-east5 us-east7 us-south1 us-west1 us-west2 us-west3 us-west4 us-west8 us eu global"
+    ).split()
 )
 
 PROJECT = re.compile(r"[a-z][a-z0-9-]{2,28}[a-z0-9]|[0-9]{1,19}")
@@ -147,7 +105,7 @@ def new_id() -> str:
 
 
 def parse_gs_uri(uri: str, field: str) -> tuple[str, str]:
-    """`gs://bucket/object` as (bucket, object); the object may be empty for a bare bucket or end with `/` for a folder."""
+    """`gs://bucket/object` as (bucket, object); the object is empty for a bare bucket."""
     scheme, _, rest = uri.partition("://")
     bucket, _, name = rest.partition("/")
     if scheme != "gs" or not bucket:

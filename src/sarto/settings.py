@@ -18,7 +18,7 @@ from sarto.errors import InvalidArgument
 
 
 class Settings(BaseModel):
-    """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` and its name in capitals."""
+    """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` plus its capitals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,7 +74,7 @@ def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **g
             values[name] = text
     values.update({name: value for name, value in given.items() if value is not None})
     try:
-        return Settings(home=home, **values)  # type: ignore[arg-type]
+        return Settings(home=home, **values)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidArgument(f"settings ({config} or SARTO_… variables): {faults}") from None

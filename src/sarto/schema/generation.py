@@ -1,5 +1,5 @@
-"""Content, Part and the generateContent messages. A kind of part that a text model cannot take has a field here, so that
-it is refused by name and never dropped."""
+"""Content, Part and the generateContent messages. A kind of part that a text model cannot take has a field here, so
+that it is refused by name and never dropped."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class _Record(BaseModel):
 
 
 class BaseWeights(_Record):
-    """A base model on disk: a folder with `config.json`, `model*.safetensors`, `tokenizer.json`, `chat_template.jinja`."""
+    """A base on disk: a folder with `config.json`, `model*.safetensors`, `tokenizer.json`, `chat_template.jinja`."""
 
     name: str
     """What it is called in labels and messages, for example `SmolLM2-135M-Instruct`."""

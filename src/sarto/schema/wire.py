@@ -1,8 +1,8 @@
-"""Google's JSON rules in one base class: read leniently, write strictly. Every message of the API derives from `Message`.
+"""Google's JSON rules in one base class: read leniently, write strictly. All API messages derive from `Message`.
 
-Reading takes camelCase and snake_case, 64-bit integers as numbers or strings, enums as names or numbers, null as absent;
-an unknown field is an error. Writing gives camelCase, enum names, 64-bit integers as strings, RFC 3339 times with `Z`,
-and leaves empty fields out.
+Reading takes camelCase and snake_case, 64-bit integers as numbers or strings, enums as names or numbers, null as
+absent; an unknown field is an error. Writing gives camelCase, enum names, 64-bit integers as strings, RFC 3339 times
+with `Z`, and leaves empty fields out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import math
 import re
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -44,7 +44,7 @@ def to_snake(name: str) -> str:
     return snake
 
 
-class ProtoEnum(str, Enum):
+class ProtoEnum(StrEnum):
     """An enum whose members are their own names; the wire number is the position unless `numbers` says otherwise."""
 
     @classmethod
@@ -59,10 +59,7 @@ class ProtoEnum(str, Enum):
 
     @property
     def is_unspecified(self) -> bool:
-        return self.value.endswith("_UNSPECIFIED")
-
-    def __str__(self) -> str:
-        return str(self.value)
+        return str(self.value).endswith("_UNSPECIFIED")
 
 
 def _integer(value: object) -> object:
@@ -188,7 +185,7 @@ class Message(BaseModel):
 
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written = handler(self)
+        written: dict[str, Any] = handler(self)
         for name in self.__class__.model_fields:
             value = getattr(self, name)
             if value is None or value in ("", [], {}) or (isinstance(value, ProtoEnum) and value.is_unspecified):

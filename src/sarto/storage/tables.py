@@ -1,4 +1,4 @@
-"""Every table, as SQLAlchemy Core. A resource is one JSON document; a column exists only where we search or fence by it.
+"""Every table, as SQLAlchemy Core. A resource is one JSON document; a column is there only to search or fence by it.
 
 `project` columns hold the project number as text. Times are seconds since 1970. `migrations/` brings a database here.
 """
@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 Big = sa.BigInteger().with_variant(Integer, "sqlite")
+ObjectName = String(1024).with_variant(String(1024, collation="C"), "postgresql")  # listings go by bytes, as SQLite's do
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
 
@@ -70,7 +71,7 @@ stored_object = Table(
     "object",
     metadata,
     Column("bucket", String(222), primary_key=True),
-    Column("name", String(1024), primary_key=True),
+    Column("name", ObjectName, primary_key=True),
     Column("generation", Big, nullable=False),
     Column("metageneration", Big, nullable=False),
     Column("size", Big, nullable=False),
