@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.generation import Content
 from sarto.schema.wire import Boolean, Double, Int64, Message, ProtoEnum, Struct, Text, Timestamp
 
@@ -116,7 +117,7 @@ class SupervisedTuningSpec(Message):
     validation_dataset_uri: Text = ""
     hyper_parameters: SupervisedHyperParameters | None = None
     export_last_checkpoint_only: Boolean | None = None
-    evaluation_config: Struct | None = None
+    evaluation_config: EvaluationConfig | None = None
     tuning_mode: TuningMode | None = None
 
 
@@ -224,8 +225,8 @@ class TuningJob(Message):
     encryption_spec: EncryptionSpec | None = None
     service_account: Text = ""
     output_uri: Text = ""
-    evaluation_config: Struct | None = None
-    evaluate_dataset_runs: list[Struct] = Field(default_factory=list)
+    evaluation_config: EvaluationConfig | None = None
+    evaluate_dataset_runs: list[EvaluateDatasetRun] = Field(default_factory=list)
     gcs_metrics_uri: Text = ""
     pipeline_job: Text = ""
     supervised_tuning_spec: SupervisedTuningSpec | None = None
