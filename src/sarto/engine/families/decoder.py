@@ -1,0 +1,227 @@
+"""The transformer decoder that every family shares, for training, serving and scoring.
+
+Works on packed rows: T tokens side by side, no padding and no batch dimension. What differs between the users is handed
+in as values: `attend` (attention inside training segments, or over a key/value cache) and `adapters` (nothing, one
+trainable LoRA, or a pool with another adapter in each row). Knows no files (load.py) and no loss (engine/tuning).
+
+Facts of the seam, for those who write an Attention or Adapters:
+- `Decoder.forward(tokens (T,), positions (T,), attend, adapters, rows)` returns normed hidden states; `Decoder.logits`
+  multiplies them by the head. `rows`: only these rows go past the last attention, in that order.
+- `attend.attend(layer, qkv)`: qkv (T, (H + 2 HK) * hd) in the weights' dtype; q and k are normed and rotated already,
+  q carries the attention scale (so scores = q k^T with nothing else), v follows k. Answer: (T, H * hd), same dtype.
+  `config.windows[layer]` is the sliding window in tokens, or None: a query at p sees keys p - window < k <= p.
+- `adapters.project(layer, group, x, projection)`: group is one of GROUPS; x (T, K); answer (T, N) =
+  x W^T + bias + LoRA. `projection.names` and `.cuts` say which rows of W belong to which projection (`q_proj` …).
+- The residual stream is float32; x and the weights have the decoder's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sarto.engine.ops.plain import Operations, PlainOperations
+
+Group = Literal["qkv", "o", "gate_up", "down"]
+GROUPS: dict[Group, tuple[str, ...]] = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""Projections that read the same input are one matrix; the value names its parts in row order."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and quirks of one base; a family file reads it from the base's `config.json`."""
+
+    family: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    context: int
+    norm_eps: float
+    inverse_frequencies: tuple[Tensor, ...]
+    """Rotary inverse frequencies of each layer, (hd / 2,); layers with equal ones share the tensor."""
+    windows: tuple[int | None, ...]
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    tied: bool = True
+    query_scale: float = 1.0
+    embedding_scale: float = 1.0
+    norm_offset: float = 0.0
+    """Added to norm weights when they are read: Gemma stores them around zero."""
+    norms: dict[str, str] = field(
+        default_factory=lambda: {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
+    )
+    """Norm of a layer → its name in the weights; `after_attention` and `after_mlp` norm what is added to the stream."""
+
+
+class Attention(Protocol):
+    def attend(self, layer: int, qkv: Tensor) -> Tensor: ...
+
+
+class Adapters(Protocol):
+    def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor: ...
+
+
+class NoAdapters:
+    """The base alone."""
+
+    def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor:
+        return F.linear(x, projection.weight, projection.bias)
+
+
+class Projection(nn.Module):
+    """One frozen matrix W (N, K) that may hold several projections, one below the other."""
+
+    def __init__(self, names: tuple[str, ...], parts: list[Tensor], bias: Tensor | None) -> None:
+        super().__init__()
+        self.names = names
+        """As in the weights, without layer and suffix: `self_attn.q_proj`."""
+        self.cuts = [len(part) for part in parts]
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", parts[0] if len(parts) == 1 else torch.cat(parts))
+        self.register_buffer("bias", bias)
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1]
+
+
+class Layer(nn.Module):
+    """Weights of one layer; `norms` holds float32 weights by the names of `DecoderConfig.norms`, and `q`, `k`."""
+
+    def __init__(self, projections: dict[Group, Projection], norms: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.qkv, self.o = projections["qkv"], projections["o"]
+        self.gate_up, self.down = projections["gate_up"], projections["down"]
+        self.norms = nn.ParameterDict({k: nn.Parameter(v, requires_grad=False) for k, v in norms.items()})
+
+    def projection(self, group: Group) -> Projection:
+        return {"qkv": self.qkv, "o": self.o, "gate_up": self.gate_up, "down": self.down}[group]
+
+
+class Decoder(nn.Module):
+    """Frozen weights and the walk through them. Holds no state between calls."""
+
+    def __init__(
+        self, config: DecoderConfig, embedding: Tensor, head: Tensor | None, norm: Tensor, layers: list[Layer]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.ops: Operations = PlainOperations()
+        self.embedding: Tensor
+        self.head: Tensor
+        self.norm: Tensor
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("head", embedding if head is None else head)
+        self.register_buffer("norm", norm)
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def layer(self, index: int) -> Layer:
+        found = self.layers[index]
+        assert isinstance(found, Layer)
+        return found
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attention,
+        adapters: Adapters,
+        rows: Tensor | None = None,
+        *,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Normed hidden states of every row, or of `rows` only: (T,) int64 → (T or R, D), ready for `logits`.
+
+        `recompute` keeps one tensor a layer for the backward pass and computes the rest again."""
+        rotary = self._rotary(positions)
+        delta = F.embedding(tokens, self.embedding)
+        stream: Tensor | None = None
+        if self.config.embedding_scale != 1.0:
+            delta = delta * torch.tensor(self.config.embedding_scale, dtype=delta.dtype, device=delta.device)
+        for index in range(self.config.layers):
+            wanted = rows if index == self.config.layers - 1 else None
+            if recompute:
+                stream, delta = checkpoint(
+                    self._layer, index, stream, delta, rotary, attend, adapters, wanted, use_reentrant=False
+                )
+            else:
+                stream, delta = self._layer(index, stream, delta, rotary, attend, adapters, wanted)
+        return self.ops.add_norm(stream, delta, self.norm, self.config.norm_eps)[1]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) → (R, V) in the decoder's dtype."""
+        return F.linear(hidden, self.head)
+
+    def _layer(
+        self,
+        index: int,
+        stream: Tensor | None,
+        delta: Tensor,
+        rotary: list[tuple[Tensor, Tensor]],
+        attend: Attention,
+        adapters: Adapters,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Stream (T, D) float32 and what is still to be added to it (T, D), before and after the layer."""
+        layer, eps, ops = self.layer(index), self.config.norm_eps, self.ops
+        stream, x = ops.add_norm(stream, delta, layer.norms["before_attention"], eps)
+        qkv = adapters.project(index, "qkv", x, layer.qkv)  # (T, (H + 2 HK) hd)
+        qkv = self._turned(layer, qkv, *rotary[index])
+        attended = attend.attend(index, qkv)  # (T, H hd)
+        if rows is not None:  # past the last attention a row needs no other row
+            stream, attended = stream.index_select(0, rows), attended.index_select(0, rows)
+        delta = adapters.project(index, "o", attended, layer.o)
+        if "after_attention" in layer.norms:
+            delta = ops.norm(delta, layer.norms["after_attention"], eps)
+        stream, x = ops.add_norm(stream, delta, layer.norms["before_mlp"], eps)
+        gate_up = adapters.project(index, "gate_up", x, layer.gate_up)  # (T, 2 F)
+        delta = adapters.project(index, "down", ops.gated(gate_up, self.config.activation), layer.down)
+        if "after_mlp" in layer.norms:
+            delta = ops.norm(delta, layer.norms["after_mlp"], eps)
+        return stream, delta
+
+    def _turned(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads normed where the family does so, q and k rotated, q scaled."""
+        config = self.config
+        if "q" in layer.norms:
+            heads = qkv.unflatten(1, (-1, config.head_dim))  # (T, H + 2 HK, hd)
+            q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], 1)
+            q = self.ops.norm(q, layer.norms["q"], config.norm_eps)
+            k = self.ops.norm(k, layer.norms["k"], config.norm_eps)
+            qkv = torch.cat([q, k, v], 1).flatten(1)
+        return self.ops.rotate(qkv, cos, sin, config.heads, config.kv_heads, config.query_scale)
+
+    def _rotary(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of each layer, (T, hd / 2) float32; layers with the same frequencies share them."""
+        tables: dict[int, tuple[Tensor, Tensor]] = {}
+        for frequencies in self.config.inverse_frequencies:
+            if id(frequencies) not in tables:
+                angles = positions[:, None].float() * frequencies.to(positions.device)
+                tables[id(frequencies)] = (angles.cos(), angles.sin())
+        return [tables[id(frequencies)] for frequencies in self.config.inverse_frequencies]

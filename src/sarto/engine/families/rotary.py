@@ -1,0 +1,41 @@
+"""Rotary frequencies from `config.json`, in its older spelling (`rope_theta`, `rope_scaling`) and its newer one
+(`rope_parameters`). Used by the family files only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sarto.errors import InvalidArgument
+
+
+def rotary_frequencies(raw: dict[str, Any], head_dim: int, layer_type: str | None = None) -> Tensor:
+    """Inverse frequencies (hd / 2,) float32. Raises InvalidArgument for a scaling we do not compute."""
+    parameters = dict(raw.get("rope_parameters") or {})
+    if layer_type is not None:
+        parameters = dict(parameters.get(layer_type) or {})
+    if not parameters:
+        parameters = {"rope_theta": raw.get("rope_theta", 10000.0), **(raw.get("rope_scaling") or {})}
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "default":
+        return plain
+    if kind == "linear":
+        return plain / float(parameters["factor"])
+    if kind == "llama3":
+        return _llama3(plain, parameters)
+    raise InvalidArgument(f"rotary scaling {kind!r} is not one Sarto computes; known: default, linear, llama3")
+
+
+def _llama3(plain: Tensor, parameters: dict[str, Any]) -> Tensor:
+    """Long waves are stretched by the factor, short ones kept, those between blended."""
+    factor = float(parameters["factor"])
+    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
+    trained = float(parameters["original_max_position_embeddings"])
+    waves = trained * plain / (2 * math.pi)  # how often a wave fits into the trained context
+    blend = ((waves - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - blend) * plain / factor + blend * plain
