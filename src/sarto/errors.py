@@ -131,6 +131,24 @@ class PayloadTooLarge(InvalidArgument):
     http_status = 413
 
 
+class RangeNotSatisfiable(OutOfRange):
+    """A byte range that begins behind the end of an object."""
+
+    http_status = 416
+
+
+class NotEmpty(FailedPrecondition):
+    """A bucket that still holds objects."""
+
+    http_status = 409
+
+
+class ConditionNotMet(FailedPrecondition):
+    """A stated precondition (generation, metageneration) does not hold: someone else wrote first."""
+
+    http_status = 412
+
+
 BY_CODE: dict[int, type[SartoError]] = {
     kind.code: kind
     for kind in (

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 Big = sa.BigInteger().with_variant(Integer, "sqlite")
-ObjectName = String(1024).with_variant(String(1024, collation="C"), "postgresql")  # listings go by bytes, as SQLite's do
+ObjectName = String(1024).with_variant(String(1024, collation="C"), "postgresql")  # ordered by bytes, as in SQLite
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
 

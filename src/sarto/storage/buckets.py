@@ -1,0 +1,386 @@
+"""The embedded buckets: gs:// names in the database, bytes in content-addressed files.
+
+Every method that a door calls takes the caller's `project` number and answers a foreign bucket as one that does not
+exist; None means a caller inside Sarto. All writes hold one lock, so conditions are atomic and collecting is safe.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from sarto.errors import AlreadyExists, InvalidArgument, NotEmpty
+from sarto.names import parse_gs_uri
+from sarto.storage import listing, rows
+from sarto.storage.content import Content, ContentStore, Spool, disk
+from sarto.storage.database import Database
+from sarto.storage.objects import (
+    Bucket,
+    Conditions,
+    Listing,
+    ObjectFields,
+    StoredObject,
+    check_bucket_name,
+    check_object_name,
+)
+from sarto.storage.tables import bucket as bucket_table
+from sarto.storage.tables import meta, stored_object
+
+__all__ = ["Bucket", "Buckets", "Conditions", "Content", "Listing", "ObjectFields", "Spool", "StoredObject"]
+
+ALWAYS = Conditions()
+PLAIN = ObjectFields()
+STALE_SECONDS = 86_400.0
+_CLOCK = "storage_generation"
+
+
+class Buckets:
+    """`root` is the home folder: content lies in `root/objects`, what is being received in `root/uploads`."""
+
+    def __init__(self, database: Database, root: Path) -> None:
+        self.database = database
+        self.content = ContentStore(root)
+
+    # Buckets
+
+    def create_bucket(
+        self,
+        project: str,
+        name: str,
+        location: str = "US",
+        *,
+        resource: Mapping[str, Any] | None = None,
+        is_public: bool = False,
+    ) -> Bucket:
+        """Bucket names are one space over all projects. Raises AlreadyExists whoever owns it, InvalidArgument."""
+        check_bucket_name(name)
+        with self._writing() as connection:
+            if rows.bucket_row(connection, name) is not None:
+                raise AlreadyExists(
+                    f'The bucket name "{name}" is not available: all projects share one space of names; choose another'
+                )
+            now = self.database.now(connection)
+            made = Bucket(name, project, location.upper(), is_public, 1, dict(resource or {}), now, now)
+            connection.execute(bucket_table.insert().values(rows.bucket_values(made)))
+        return made
+
+    def bucket(self, name: str, project: str | None = None) -> Bucket:
+        with self.database.reading() as connection:
+            return rows.visible(connection, name, project)
+
+    def buckets(self, project: str, *, prefix: str = "", after: str = "", limit: int = 1000) -> tuple[Bucket, ...]:
+        """A project's own buckets in the order of their names, beginning behind `after`."""
+        query = sa.select(bucket_table).where(bucket_table.c.project == project, bucket_table.c.name > after)
+        if prefix:
+            query = query.where(bucket_table.c.name.startswith(prefix, autoescape=True))
+        with self.database.reading() as connection:
+            return tuple(
+                rows.read_bucket(row) for row in connection.execute(query.order_by(bucket_table.c.name).limit(limit))
+            )
+
+    def update_bucket(
+        self, name: str, resource: Mapping[str, Any], *, metageneration: int | None = None, project: str | None = None
+    ) -> Bucket:
+        """Replace the free part of a bucket's resource (labels and the like)."""
+        with self._writing() as connection:
+            found = rows.visible(connection, name, project, writing=True)
+            Conditions(metageneration=metageneration).check_metageneration(found.metageneration)
+            changed = replace(
+                found,
+                resource=dict(resource),
+                metageneration=found.metageneration + 1,
+                update_time=self.database.now(connection),
+            )
+            connection.execute(
+                bucket_table.update().where(bucket_table.c.name == name).values(rows.bucket_values(changed))
+            )
+        return changed
+
+    def delete_bucket(self, name: str, *, metageneration: int | None = None, project: str | None = None) -> None:
+        """Raises NotEmpty while it holds an object."""
+        with self._writing() as connection:
+            found = rows.visible(connection, name, project, writing=True)
+            Conditions(metageneration=metageneration).check_metageneration(found.metageneration)
+            if connection.execute(
+                sa.select(stored_object.c.name).where(stored_object.c.bucket == name).limit(1)
+            ).first():
+                raise NotEmpty(f'The bucket "{name}" you tried to delete is not empty; delete its objects first')
+            connection.execute(bucket_table.delete().where(bucket_table.c.name == name))
+
+    # Objects: writing
+
+    def spool(self) -> Spool:
+        """A file to write an upload into; hand its `finish()` to `store` inside its `with` block."""
+        return self.content.spool()
+
+    def store(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        fields: ObjectFields = PLAIN,
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
+    ) -> StoredObject:
+        """Make received content the live version of an object. Raises ConditionNotMet, NotFound, InvalidArgument."""
+        check_object_name(name)
+        fields.check()
+        with self._writing() as connection:
+            rows.visible(connection, bucket, project, writing=True)
+            found = rows.find(connection, bucket, name)
+            conditions.check(found)
+            self.content.place(content)
+            stored = self._write(connection, bucket, name, content, fields)
+        self._collect_unless(found, stored)
+        return stored
+
+    def put_file(
+        self,
+        bucket: str,
+        name: str,
+        source: Path,
+        *,
+        content_type: str = PLAIN.content_type,
+        metadata: Mapping[str, str] | None = None,
+        if_generation_match: int | None = None,
+        project: str | None = None,
+    ) -> StoredObject:
+        """Copy a file into a bucket; with `if_generation_match=0` only if there is no such object yet."""
+        fields = ObjectFields(content_type=content_type, metadata=dict(metadata or {}))
+        with self.spool() as spool, source.open("rb") as file:
+            spool.read_from(file)
+            return self.store(bucket, name, spool.finish(), fields, Conditions(generation=if_generation_match), project)
+
+    def put_bytes(
+        self,
+        bucket: str,
+        name: str,
+        data: bytes,
+        *,
+        content_type: str = PLAIN.content_type,
+        metadata: Mapping[str, str] | None = None,
+        if_generation_match: int | None = None,
+        project: str | None = None,
+    ) -> StoredObject:
+        """As `put_file`, for what is small enough to be in memory."""
+        fields = ObjectFields(content_type=content_type, metadata=dict(metadata or {}))
+        with self.spool() as spool:
+            spool.write(data)
+            return self.store(bucket, name, spool.finish(), fields, Conditions(generation=if_generation_match), project)
+
+    def copy(
+        self,
+        source: StoredObject,
+        bucket: str,
+        name: str,
+        fields: ObjectFields | None = None,
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
+    ) -> StoredObject:
+        """Give the same bytes another name; nothing is copied on disk. `fields` replace those of the source."""
+        check_object_name(name)
+        (fields or PLAIN).check()
+        with self._writing() as connection:
+            rows.visible(connection, bucket, project, writing=True)
+            self._same(connection, source)
+            found = rows.find(connection, bucket, name)
+            conditions.check(found)
+            stored = self._write(connection, bucket, name, source, fields or source.fields)
+        self._collect_unless(found, stored)
+        return stored
+
+    def compose(
+        self,
+        bucket: str,
+        name: str,
+        sources: Sequence[StoredObject],
+        fields: ObjectFields = PLAIN,
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
+    ) -> StoredObject:
+        """The bytes of all sources, one after another, as one object."""
+        with self.spool() as spool:
+            for source in sources:
+                with self.open(source) as file:
+                    spool.read_from(file)
+            return self.store(bucket, name, spool.finish(), fields, conditions, project)
+
+    def update(
+        self, found: StoredObject, fields: ObjectFields, conditions: Conditions = ALWAYS, project: str | None = None
+    ) -> StoredObject:
+        """Replace the fields of this version: the bytes and the generation stay, the metageneration grows."""
+        fields.check()
+        with self._writing() as connection:
+            rows.visible(connection, found.bucket, project, writing=True)
+            current = self._same(connection, found)
+            conditions.check(current)
+            changed = replace(
+                current,
+                fields=fields,
+                content_type=fields.content_type,
+                metageneration=current.metageneration + 1,
+                update_time=self.database.now(connection),
+            )
+            connection.execute(
+                stored_object.update().where(rows.key(found.bucket, found.name)).values(rows.object_values(changed))
+            )
+        return changed
+
+    def delete(
+        self,
+        bucket: str,
+        name: str,
+        generation: int | None = None,
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
+    ) -> None:
+        with self._writing() as connection:
+            rows.visible(connection, bucket, project, writing=True)
+            found = rows.live(connection, bucket, name, generation)
+            conditions.check(found)
+            connection.execute(stored_object.delete().where(rows.key(bucket, name)))
+        self._collect(found.sha256)
+
+    # Objects: reading
+
+    def stat(self, bucket: str, name: str, generation: int | None = None, project: str | None = None) -> StoredObject:
+        """Raises NotFound for no such bucket, object or generation."""
+        with self.database.reading() as connection:
+            rows.visible(connection, bucket, project)
+            return rows.live(connection, bucket, name, generation)
+
+    def resolve(self, uri: str, field: str = "uri", project: str | None = None) -> StoredObject:
+        """The object a `gs://BUCKET/OBJECT` text names. Raises InvalidArgument on `field` for any other scheme."""
+        scheme = uri.partition("://")[0]
+        if "://" in uri and scheme != "gs":
+            raise InvalidArgument.field(
+                field, f'"{uri}": storage "{scheme}://" is not connected; use gs://BUCKET/OBJECT'
+            )
+        bucket, name = parse_gs_uri(uri, field)
+        return self.stat(bucket, name, project=project)
+
+    def list(
+        self,
+        bucket: str,
+        prefix: str = "",
+        delimiter: str = "",
+        start: str = "",
+        limit: int = 1000,
+        *,
+        end: str = "",
+        page_token: str = "",
+        include_trailing_delimiter: bool = False,
+        project: str | None = None,
+    ) -> Listing:
+        """One page in the byte order of names, from `start` on and before `end`; `limit` counts prefixes too."""
+        query = listing.Query(bucket, prefix, delimiter, start, end, limit, page_token, include_trailing_delimiter)
+        with self.database.reading() as connection:
+            rows.visible(connection, bucket, project)
+            found, prefixes, token = listing.page(connection, query)
+        return Listing(tuple(rows.read_object(row) for row in found), prefixes, token)
+
+    def path(self, found: StoredObject) -> Path:
+        """The read-only file with the object's bytes. It stays while this version lives; `link_into` keeps it."""
+        return self.content.path(found.sha256)
+
+    def open(self, found: StoredObject) -> BinaryIO:
+        """The bytes, readable to the end even if the object is replaced meanwhile. The caller closes it."""
+        try:
+            return self.path(found).open("rb")
+        except FileNotFoundError:
+            raise rows.no_such(found.bucket, found.name) from None
+
+    def link_into(self, found: StoredObject, target: Path) -> None:
+        """Put the bytes at `target` for good: a hard link where the file system allows, else a copy."""
+        try:
+            os.link(self.path(found), target)
+        except FileNotFoundError:
+            raise rows.no_such(found.bucket, found.name) from None
+        except OSError:  # another file system, or one without links
+            with disk():
+                shutil.copyfile(self.path(found), target)
+
+    # Housekeeping
+
+    def sweep(self) -> int:
+        """Remove content that no object refers to and spools a dead server left; gives how many files it removed."""
+        removed = 0
+        for folder in self.content.objects.iterdir():
+            present = {file.name for file in folder.iterdir()}
+            column = stored_object.c.sha256
+            query = sa.select(column).where(column >= folder.name, column < f"{folder.name}g")
+            with self.database.reading() as connection:
+                referenced = set(connection.execute(query).scalars())
+            removed += sum(self._collect(sha256) for sha256 in present - referenced)
+        for file in self.content.uploads.glob("spool-*"):
+            if time.time() - file.stat().st_mtime > STALE_SECONDS:
+                file.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    # Inside a transaction
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction that is the only one to write objects, on either database: it holds the generation's row."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                sa.text("insert into meta (key, value) values (:key, '0') on conflict do nothing"), {"key": _CLOCK}
+            )
+            connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK).with_for_update())
+            yield connection
+
+    def _generation(self, connection: Connection) -> int:
+        """Microseconds since 1970, yet larger than any before, whatever the clock does."""
+        last = int(connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK)).scalar_one())
+        generation = max(int(self.database.now(connection) * 1e6), last + 1)
+        connection.execute(meta.update().where(meta.c.key == _CLOCK).values(value=str(generation)))
+        return generation
+
+    def _write(
+        self, connection: Connection, bucket: str, name: str, content: Content | StoredObject, fields: ObjectFields
+    ) -> StoredObject:
+        now = self.database.now(connection)
+        stored = StoredObject(
+            bucket=bucket,
+            name=name,
+            generation=self._generation(connection),
+            metageneration=1,
+            size=content.size,
+            sha256=content.sha256,
+            md5=content.md5,
+            crc32c=content.crc32c,
+            content_type=fields.content_type,
+            fields=fields,
+            create_time=now,
+            update_time=now,
+        )
+        connection.execute(stored_object.delete().where(rows.key(bucket, name)))
+        connection.execute(stored_object.insert().values(rows.object_values(stored)))
+        return stored
+
+    def _same(self, connection: Connection, found: StoredObject) -> StoredObject:
+        return rows.live(connection, found.bucket, found.name, found.generation)
+
+    def _collect_unless(self, replaced: StoredObject | None, stored: StoredObject) -> None:
+        if replaced is not None and replaced.sha256 != stored.sha256:
+            self._collect(replaced.sha256)
+
+    def _collect(self, sha256: str) -> bool:
+        """Remove content unless an object refers to it. The lock keeps new references out meanwhile."""
+        with self._writing() as connection:
+            if connection.execute(
+                sa.select(stored_object.c.name).where(stored_object.c.sha256 == sha256).limit(1)
+            ).first():
+                return False
+            self.content.remove(sha256)
+            return True

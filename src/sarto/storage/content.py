@@ -1,0 +1,132 @@
+"""Content-addressed files: bytes come in through a `Spool`, are hashed in that one pass, and lie under their SHA-256.
+
+Knows no bucket and no name. `buckets` places and collects content inside its transactions; nothing else writes here.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import google_crc32c
+
+from sarto.errors import ResourceExhausted
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Content:
+    """A complete file that waits to be placed: its hashes (`md5` and `crc32c` in base64), size and present path."""
+
+    sha256: str
+    md5: str
+    crc32c: str
+    size: int
+    spooled: Path
+
+
+@contextmanager
+def disk() -> Iterator[None]:
+    """A full disk becomes ResourceExhausted, which says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted("the disk that holds the buckets is full; free space and upload again") from error
+        raise
+
+
+class Spool:
+    """A file being received. `finish` makes it durable; leaving the `with` block removes what was not placed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"spool-{secrets.token_hex(16)}"
+        self.size = 0
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self._crc32c = 0
+        with disk():
+            self._file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+
+    def write(self, block: bytes) -> None:
+        with disk():
+            view = memoryview(block)
+            while view:
+                view = view[self._file.write(view) :]
+        self._sha256.update(block)
+        self._md5.update(block)
+        self._crc32c = google_crc32c.extend(self._crc32c, block)
+        self.size += len(block)
+
+    def read_from(self, source: BinaryIO) -> None:
+        """Everything `source` still holds."""
+        while block := source.read(BLOCK):
+            self.write(block)
+
+    def finish(self) -> Content:
+        with disk():
+            os.fchmod(self._file.fileno(), 0o400)
+            os.fsync(self._file.fileno())
+        self._file.close()
+        md5, crc32c = (base64.b64encode(digest).decode() for digest in (self._md5.digest(), self._crc32c.to_bytes(4)))
+        return Content(self._sha256.hexdigest(), md5, crc32c, self.size, self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ContentStore:
+    """Files `ROOT/objects/<aa>/<sha256>`, never changed once there; work in progress lies in `ROOT/uploads`."""
+
+    def __init__(self, root: Path) -> None:
+        self.objects, self.uploads = root / "objects", root / "uploads"
+        for folder in (self.objects, self.uploads):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        return self.objects / sha256[:2] / sha256
+
+    def spool(self) -> Spool:
+        return Spool(self.uploads)
+
+    def place(self, content: Content) -> None:
+        """Move a finished spool to its place, durably. Call inside the write transaction, where no collection runs."""
+        target = self.path(content.sha256)
+        if target.is_file() and target.stat().st_size == content.size:
+            return
+        with disk():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            content.spooled.replace(target)
+            for folder in (target.parent, self.objects):
+                _sync(folder)
+
+    def remove(self, sha256: str) -> None:
+        """Delete content nothing refers to. Call inside the write transaction, where no reference begins."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def all(self) -> Iterator[str]:
+        for folder in self.objects.iterdir():
+            yield from (file.name for file in folder.iterdir())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+"""Rows of the bucket and object tables as Bucket and StoredObject, and who may see which bucket.
+
+Every function works inside a transaction of the caller's; used by `buckets` and `uploads`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from sarto.errors import NotFound, PermissionDenied
+from sarto.storage.objects import Bucket, ObjectFields, StoredObject, check_object_name
+from sarto.storage.tables import bucket as bucket_table
+from sarto.storage.tables import stored_object
+
+
+def key(bucket: str, name: str) -> sa.ColumnElement[bool]:
+    return sa.and_(stored_object.c.bucket == bucket, stored_object.c.name == name)
+
+
+def bucket_row(connection: Connection, name: str) -> sa.Row[Any] | None:
+    return connection.execute(sa.select(bucket_table).where(bucket_table.c.name == name)).first()
+
+
+def visible(connection: Connection, name: str, project: str | None, *, writing: bool = False) -> Bucket:
+    """The bucket if this project may see it. A foreign one answers as one that does not exist."""
+    row = bucket_row(connection, name) if name.isprintable() else None
+    found = read_bucket(row) if row is not None else None
+    if found is not None and project in (None, found.project):
+        return found
+    if found is None or not found.is_public:
+        raise NotFound("The specified bucket does not exist.")
+    if writing:
+        raise PermissionDenied(f'The bucket "{name}" is for reading only; write to a bucket of your project')
+    return found
+
+
+def find(connection: Connection, bucket: str, name: str) -> StoredObject | None:
+    row = connection.execute(sa.select(stored_object).where(key(bucket, name))).first()
+    return None if row is None else read_object(row)
+
+
+def live(connection: Connection, bucket: str, name: str, generation: int | None) -> StoredObject:
+    found = find(connection, bucket, check_object_name(name))
+    if found is None or generation not in (None, found.generation):
+        raise no_such(bucket, name, generation)
+    return found
+
+
+def no_such(bucket: str, name: str, generation: int | None = None) -> NotFound:
+    return NotFound(f"No such object: {bucket}/{name}" + (f"#{generation}" if generation is not None else ""))
+
+
+def read_bucket(row: sa.Row[Any]) -> Bucket:
+    kept = json.loads(row.resource)
+    return Bucket(
+        row.name,
+        row.project,
+        kept["location"],
+        kept["is_public"],
+        kept["metageneration"],
+        kept["resource"],
+        row.create_time,
+        kept["update_time"],
+    )
+
+
+def bucket_values(bucket: Bucket) -> dict[str, Any]:
+    kept = ("location", "is_public", "metageneration", "resource", "update_time")
+    resource = json.dumps({key: getattr(bucket, key) for key in kept})
+    return {"name": bucket.name, "project": bucket.project, "resource": resource, "create_time": bucket.create_time}
+
+
+def read_object(row: sa.Row[Any]) -> StoredObject:
+    columns = dict(row._mapping)
+    fields = ObjectFields(content_type=row.content_type, **json.loads(columns.pop("resource")))
+    return StoredObject(**columns, fields=fields)
+
+
+def object_values(stored: StoredObject) -> dict[str, Any]:
+    values = {**vars(stored)}
+    fields = {key: value for key, value in vars(values.pop("fields")).items() if value and key != "content_type"}
+    return {**values, "resource": json.dumps(fields)}
