@@ -1,0 +1,262 @@
+"""Bearer token → Principal, and the grants that hand tokens out. Knows no HTTP.
+
+Three kinds of bearer: our access token (HS256 under the home's secret), a JWT that a service account signed itself
+(RS256 under one of our keys), nothing else. Algorithms are pinned by the kind of key, never read from the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+import sqlalchemy as sa
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from sarto.control import service_accounts
+from sarto.errors import InvalidArgument, Unauthenticated
+from sarto.storage import tables
+from sarto.storage.database import Database
+
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
+GOOGLE_TOKEN_URLS = frozenset(
+    f"https://{place}"
+    for place in (
+        "oauth2.googleapis.com/token",
+        "www.googleapis.com/oauth2/v4/token",
+        "accounts.google.com/o/oauth2/token",
+    )
+)
+"""What clients sign as audience whatever `token_uri` says; our keys alone bind an assertion to us."""
+SKEW_SECONDS = 30
+MAX_LIFE_SECONDS = 3600
+REMEMBER_SECONDS = 60.0
+MAX_TOKEN_CHARACTERS = 8192
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who calls. `project` is the number of the project the account belongs to, `role` a key of `iam.ROLES`."""
+
+    email: str
+    project: str
+    role: str = "roles/owner"
+
+
+class InvalidGrant(InvalidArgument):
+    """An OAuth refusal; `code` is the word of RFC 6749."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.oauth_code = code
+
+
+class Authenticator:
+    """Verifies and issues tokens for the server at `address`. Safe to use from many threads."""
+
+    def __init__(self, database: Database, address: str, token_seconds: int) -> None:
+        self.database = database
+        self.token_seconds = token_seconds
+        self.addresses = _aliases(address)
+        self._secret = _secret(database, "access_token", lambda: secrets.token_bytes(32))
+        self._identity = _secret(database, "identity_key", _new_identity_key)
+        self._remembered: dict[bytes, tuple[Principal, float, float]] = {}
+        self._lock = threading.Lock()
+
+    def remembered(self, bearer: str) -> Principal | None:
+        """The principal of a token verified within the last minute: no cryptography, no database."""
+        found = self._remembered.get(_digest(bearer))
+        if found is None or time.monotonic() >= found[1] or time.time() >= found[2]:
+            return None
+        return found[0]
+
+    def authenticate(self, bearer: str) -> Principal:
+        """Raises Unauthenticated with the reason."""
+        principal = self.remembered(bearer)
+        if principal is None:
+            principal, expiry = self._verify(bearer)
+            with self._lock:
+                while len(self._remembered) >= MAX_REMEMBERED:
+                    del self._remembered[next(iter(self._remembered))]
+                self._remembered[_digest(bearer)] = (principal, time.monotonic() + REMEMBER_SECONDS, expiry)
+        return principal
+
+    def grant(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """The answer of the token endpoint: RFC 7523. Raises InvalidGrant."""
+        if form.get("grant_type") != JWT_BEARER:
+            raise InvalidGrant("unsupported_grant_type", f"grant_type must be {JWT_BEARER}")
+        if not form.get("assertion"):
+            raise InvalidGrant("invalid_request", "assertion is missing")
+        try:
+            claims, key = self._self_signed(form["assertion"])
+            if claims.get("aud") not in GOOGLE_TOKEN_URLS | {f"{a}/token" for a in self.addresses}:
+                raise Unauthenticated("the audience of the assertion is not this token endpoint")
+        except Unauthenticated as error:
+            raise InvalidGrant("invalid_grant", error.message) from None
+        answer = self.issue(key)
+        if claims.get("target_audience"):
+            answer["id_token"] = self._identity_token(key, str(claims["target_audience"]))
+        return answer
+
+    def exchange(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """RFC 8693 for external-account clients: a bearer of ours for an access token that lives no longer than it."""
+        if form.get("grant_type") != TOKEN_EXCHANGE:
+            raise InvalidGrant("unsupported_grant_type", f"grant_type must be {TOKEN_EXCHANGE}")
+        if not form.get("subject_token"):
+            raise InvalidGrant("invalid_request", "subject_token is missing")
+        try:
+            subject = form["subject_token"].strip()
+            key_id = str(_unverified_header(subject).get("kid", ""))
+            claims = self._access(subject) if key_id == "access" else self._bearer_claims(subject)
+            key = self._active_key(str(claims["key"] if key_id == "access" else key_id))
+        except Unauthenticated as error:
+            raise InvalidGrant("invalid_grant", f"subject_token: {error.message}") from None
+        return self.issue(key, until=float(claims["exp"])) | {"issued_token_type": ACCESS_TOKEN_TYPE}
+
+    def issue(self, key: service_accounts.AccountKey, until: float | None = None) -> dict[str, Any]:
+        """An access token that stands for the key's account as long as the key is active."""
+        now = int(time.time())
+        expiry = min(now + self.token_seconds, int(until) if until is not None else now + self.token_seconds)
+        claims = {"sub": key.account.email, "key": key.id, "iat": now, "exp": expiry}
+        token = jwt.encode(claims, self._secret, algorithm="HS256", headers={"kid": "access"})
+        return {"access_token": token, "token_type": "Bearer", "expires_in": max(0, expiry - now)}
+
+    def issue_for_email(self, email: str) -> dict[str, Any]:
+        """For the metadata server: a token of the account's newest active key. Raises Unauthenticated."""
+        table = tables.service_account_key
+        query = sa.select(table.c.id).where(table.c.email == email, ~table.c.disabled)
+        with self.database.reading() as connection:
+            row = connection.execute(query.order_by(table.c.create_time.desc()).limit(1)).first()
+        return self.issue(self._active_key(row.id if row else ""))
+
+    def public_keys(self) -> dict[str, Any]:
+        """The JSON Web Key Set that identity tokens verify under."""
+        public = serialization.load_pem_private_key(self._identity, None).public_key()
+        assert isinstance(public, rsa.RSAPublicKey)
+        key = jwt.algorithms.RSAAlgorithm.to_jwk(public, as_dict=True)
+        return {"keys": [key | {"kid": _key_name(self._identity), "use": "sig", "alg": "RS256"}]}
+
+    def _verify(self, bearer: str) -> tuple[Principal, float]:
+        if _unverified_header(bearer).get("kid") == "access":
+            claims = self._access(bearer)
+            key = self._active_key(str(claims["key"]))
+        else:
+            claims = self._bearer_claims(bearer)
+            key = self._active_key(str(_unverified_header(bearer)["kid"]))
+        account = key.account
+        return Principal(account.email, account.project, account.role), float(claims["exp"])
+
+    def _access(self, token: str) -> dict[str, Any]:
+        try:
+            required = ["sub", "key", "iat", "exp"]
+            return jwt.decode(token, self._secret, algorithms=["HS256"], options={"require": required})
+        except jwt.PyJWTError as error:
+            raise Unauthenticated(f"the access token is not valid: {error}") from None
+
+    def _bearer_claims(self, token: str) -> dict[str, Any]:
+        """A self-signed JWT as bearer: its audience is a Google service or this server, or it has a scope instead."""
+        claims, _ = self._self_signed(token)
+        audience, scope = claims.get("aud"), claims.get("scope")
+        if audience is None and isinstance(scope, str) and scope:
+            return claims
+        if not isinstance(audience, str) or not self._is_ours(audience):
+            raise Unauthenticated("the audience of the self-signed token is not this service")
+        return claims
+
+    def _is_ours(self, audience: str) -> bool:
+        parts = urlsplit(audience)
+        host = parts.hostname or ""
+        if audience in GOOGLE_TOKEN_URLS:  # an assertion for the token endpoint is not a bearer
+            return False
+        return f"{parts.scheme}://{parts.netloc}" in self.addresses or (
+            parts.scheme == "https" and host.endswith(".googleapis.com")
+        )
+
+    def _self_signed(self, token: str) -> tuple[dict[str, Any], service_accounts.AccountKey]:
+        key = self._active_key(str(_unverified_header(token).get("kid", "")))
+        try:
+            options: Any = {"require": ["iss", "iat", "exp"], "verify_aud": False}
+            claims = jwt.decode(token, key.public_key, algorithms=["RS256"], leeway=SKEW_SECONDS, options=options)
+        except jwt.PyJWTError as error:
+            raise Unauthenticated(f"the signed token is not valid: {error}") from None
+        if claims["iss"] != key.account.email or claims.get("sub", claims["iss"]) != claims["iss"]:
+            raise Unauthenticated("the issuer of the signed token is not the account of its key")
+        if claims["exp"] - claims["iat"] > MAX_LIFE_SECONDS:
+            raise Unauthenticated(f"the signed token lives longer than {MAX_LIFE_SECONDS} seconds")
+        return claims, key
+
+    def _active_key(self, key_id: str) -> service_accounts.AccountKey:
+        key = service_accounts.find_key(self.database, key_id) if key_id else None
+        if key is None or not key.is_active:
+            raise Unauthenticated("the token was signed with a key this server does not know or has disabled")
+        return key
+
+    def _identity_token(self, key: service_accounts.AccountKey, audience: str) -> str:
+        now = int(time.time())
+        account = key.account
+        claims = {
+            "iss": self.addresses[0],
+            "aud": audience,
+            "azp": account.email,
+            "sub": account.unique_id,
+            "email": account.email,
+            "email_verified": True,
+            "iat": now,
+            "exp": now + self.token_seconds,
+        }
+        return jwt.encode(claims, self._identity, algorithm="RS256", headers={"kid": _key_name(self._identity)})
+
+
+def _aliases(address: str) -> tuple[str, ...]:
+    """The address, and its other spelling when it is this machine's own."""
+    for name, other in (("//127.0.0.1", "//localhost"), ("//localhost", "//127.0.0.1")):
+        if name in address:
+            return (address, address.replace(name, other))
+    return (address,)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _unverified_header(token: str) -> dict[str, Any]:
+    """The header, to choose the key by; nothing in it is believed. Raises Unauthenticated."""
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise Unauthenticated("the token is too long")
+    try:
+        return jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, UnicodeError):
+        raise Unauthenticated("the bearer is not a token of this server") from None
+
+
+def _key_name(pem: bytes) -> str:
+    return hashlib.sha256(pem).hexdigest()[:16]
+
+
+def _new_identity_key() -> bytes:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _secret(database: Database, name: str, make: Any) -> bytes:
+    """A secret of the home, made when first asked for."""
+    table = tables.secret
+    with database.transaction() as connection:
+        row = connection.execute(sa.select(table.c.value).where(table.c.name == name)).first()
+        if row is not None:
+            return bytes(row.value)
+        value: bytes = make()
+        connection.execute(table.insert().values(name=name, value=value))
+        return value

@@ -1,0 +1,269 @@
+"""Tokens: what is accepted, and every way a token can be wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from sarto.control import auth, iam, projects, service_accounts
+from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated
+from sarto.storage import tables
+from sarto.storage.database import Database
+
+ADDRESS = "http://127.0.0.1:8080"
+GOOGLE = "https://oauth2.googleapis.com/token"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Any:
+    database = Database.in_home(tmp_path)
+    tables.metadata.create_all(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def key(database: Database, tmp_path: Path) -> dict[str, Any]:
+    path = service_accounts.open_home(database, tmp_path, "demo", ADDRESS)
+    return dict(json.loads(path.read_bytes()))
+
+
+@pytest.fixture
+def server(database: Database, key: dict[str, Any]) -> auth.Authenticator:
+    return auth.Authenticator(database, ADDRESS, 3600)
+
+
+def signed(
+    key: dict[str, Any], *, headers: dict[str, Any] | None = None, algorithm: str = "RS256", **claims: Any
+) -> str:
+    now = int(time.time())
+    payload = {"iss": key["client_email"], "sub": key["client_email"], "iat": now, "exp": now + 3600} | claims
+    payload = {name: value for name, value in payload.items() if value is not None}
+    return jwt.encode(
+        payload, key["private_key"], algorithm=algorithm, headers={"kid": key["private_key_id"]} | (headers or {})
+    )
+
+
+def granted(server: auth.Authenticator, assertion: str) -> dict[str, Any]:
+    return server.grant({"grant_type": auth.JWT_BEARER, "assertion": assertion})
+
+
+def test_a_fresh_home_gets_a_private_key_file_that_follows_the_address(database: Database, tmp_path: Path) -> None:
+    path = service_accounts.open_home(database, tmp_path, "demo", ADDRESS)
+    first = json.loads(path.read_bytes())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first["token_uri"] == f"{ADDRESS}/token" and first["project_id"] == "demo"
+    second = json.loads(service_accounts.open_home(database, tmp_path, "demo", "http://127.0.0.1:9").read_bytes())
+    assert second["token_uri"] == "http://127.0.0.1:9/token"
+    assert second["private_key_id"] == first["private_key_id"]
+    assert len(projects.all_projects(database)) == 1
+
+
+def test_a_lost_key_file_is_replaced_by_a_new_key_and_a_broken_one_is_refused(
+    database: Database, tmp_path: Path
+) -> None:
+    path = service_accounts.open_home(database, tmp_path, "demo", ADDRESS)
+    first = json.loads(path.read_bytes())
+    path.unlink()
+    second = json.loads(service_accounts.open_home(database, tmp_path, "demo", ADDRESS).read_bytes())
+    assert second["private_key_id"] != first["private_key_id"] and second["client_email"] == first["client_email"]
+    path.write_text("half a f")
+    with pytest.raises(FailedPrecondition, match="not a service account key file"):
+        service_accounts.open_home(database, tmp_path, "demo", ADDRESS)
+
+
+def test_an_assertion_is_exchanged_for_a_token_that_names_its_account(
+    server: auth.Authenticator, key: dict[str, Any]
+) -> None:
+    for audience in (GOOGLE, f"{ADDRESS}/token", "http://localhost:8080/token"):
+        answer = granted(server, signed(key, aud=audience, scope="https://www.googleapis.com/auth/cloud-platform"))
+        assert answer["token_type"] == "Bearer" and answer["expires_in"] == 3600
+        principal = server.authenticate(answer["access_token"])
+        assert principal.email == key["client_email"] and principal.role == iam.SARTO_ADMIN
+        assert server.remembered(answer["access_token"]) == principal
+
+
+def test_an_identity_token_verifies_under_the_published_key(server: auth.Authenticator, key: dict[str, Any]) -> None:
+    answer = granted(server, signed(key, aud=GOOGLE, target_audience="https://service.example"))
+    public = jwt.PyJWK(server.public_keys()["keys"][0])
+    claims = jwt.decode(answer["id_token"], public, algorithms=["RS256"], audience="https://service.example")
+    assert claims["email"] == key["client_email"]
+    with pytest.raises(Unauthenticated):
+        server.authenticate(answer["id_token"])
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"scope": "https://www.googleapis.com/auth/cloud-platform"},
+        {"aud": "https://aiplatform.googleapis.com/"},
+        {"aud": f"{ADDRESS}/"},
+        {"aud": "http://localhost:8080/google.cloud.aiplatform.v1.ModelService"},
+    ],
+)
+def test_a_self_signed_token_is_a_bearer(
+    server: auth.Authenticator, key: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    assert server.authenticate(signed(key, **claims)).email == key["client_email"]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": "https://aiplatform.googleapis.com.example.org/"},
+        {"aud": "http://aiplatform.googleapis.com/"},
+        {"aud": "https://127.0.0.1:8080.example.org/"},
+        {"aud": ["https://aiplatform.googleapis.com/"]},
+        {"aud": GOOGLE},
+        {},
+        {"scope": ""},
+        {"scope": "s", "exp": int(time.time()) + 2 * 86400},
+        {"scope": "s", "exp": int(time.time()) - 60},
+        {"scope": "s", "iat": int(time.time()) + 600},
+        {"scope": "s", "iat": None},
+        {"scope": "s", "exp": None},
+        {"scope": "s", "iss": "other@demo.iam.gserviceaccount.com"},
+        {"scope": "s", "sub": "other@demo.iam.gserviceaccount.com"},
+    ],
+)
+def test_a_self_signed_token_with_wrong_claims_is_refused(
+    server: auth.Authenticator, key: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    with pytest.raises(Unauthenticated):
+        server.authenticate(signed(key, **claims))
+
+
+def test_kid_and_algorithm_tricks_are_refused(
+    server: auth.Authenticator, database: Database, key: dict[str, Any]
+) -> None:
+    public = service_accounts.find_key(database, key["private_key_id"])
+    assert public is not None
+    now = int(time.time())
+    claims = {"iss": key["client_email"], "sub": key["client_email"], "key": key["private_key_id"], "scope": "s"}
+    claims |= {"iat": now, "exp": now + 60}
+    with database.transaction() as connection:
+        project = projects.find(database, "demo")
+        assert project is not None
+        other = service_accounts.create(connection, project, "other-account", "roles/aiplatform.viewer", 0.0)
+        other_key = service_accounts.create_key(connection, other, "demo", 0.0)
+    tricks = [
+        jwt.encode(claims, None, algorithm="none", headers={"kid": key["private_key_id"]}),
+        jwt.encode(claims, None, algorithm="none", headers={"kid": "access"}),
+        _hmac(claims, public.public_key, key["private_key_id"]),
+        _hmac(claims, "", "access"),
+        signed(key, headers={"kid": "access"}, scope="s"),
+        signed(key, headers={"kid": other_key["private_key_id"]}, scope="s"),
+        signed(key, headers={"kid": "../../etc/passwd"}, scope="s"),
+        signed(key, headers={"kid": "' or 1=1 --"}, scope="s"),
+        signed(key, algorithm="RS512", scope="s"),
+        signed(other_key | {"client_email": key["client_email"]}, scope="s"),
+        "",
+        "x",
+        "a.b.c",
+        "é.b.c",
+        "x" * 100_000,
+    ]
+    for trick in tricks:
+        with pytest.raises(Unauthenticated):
+            server.authenticate(trick)
+
+
+def _hmac(claims: dict[str, Any], secret: str, kid: str) -> str:
+    """An HS256 token under any bytes; the library refuses public keys as secrets, an attacker's does not."""
+    import base64
+    import hashlib
+    import hmac
+
+    def encoded(raw: bytes) -> bytes:
+        return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+    body = encoded(json.dumps({"alg": "HS256", "kid": kid}).encode()) + b"." + encoded(json.dumps(claims).encode())
+    return (body + b"." + encoded(hmac.new(secret.encode(), body, hashlib.sha256).digest())).decode()
+
+
+def test_a_disabled_key_stops_new_tokens_and_old_ones(
+    server: auth.Authenticator, database: Database, key: dict[str, Any]
+) -> None:
+    token = granted(server, signed(key, aud=GOOGLE))["access_token"]
+    with database.transaction() as connection:
+        connection.execute(tables.service_account_key.update().values(disabled=True))
+    with pytest.raises(auth.InvalidGrant):
+        granted(server, signed(key, aud=GOOGLE))
+    with pytest.raises(Unauthenticated):
+        server.authenticate(token)
+
+
+def test_a_token_of_another_home_is_refused(server: auth.Authenticator, tmp_path: Path, key: dict[str, Any]) -> None:
+    (tmp_path / "other").mkdir()
+    database = Database.in_home(tmp_path / "other")
+    tables.metadata.create_all(database.engine)
+    path = service_accounts.open_home(database, tmp_path / "other", "demo", ADDRESS)
+    other = auth.Authenticator(database, ADDRESS, 3600)
+    foreign = json.loads(path.read_bytes())
+    for token in (granted(other, signed(foreign, aud=GOOGLE))["access_token"], signed(foreign, scope="s")):
+        assert other.authenticate(token)
+        with pytest.raises(Unauthenticated):
+            server.authenticate(token)
+    database.close()
+
+
+def test_wrong_grants_say_what_is_wrong(server: auth.Authenticator, key: dict[str, Any]) -> None:
+    for form, code in [
+        ({}, "unsupported_grant_type"),
+        ({"grant_type": "password"}, "unsupported_grant_type"),
+        ({"grant_type": auth.JWT_BEARER}, "invalid_request"),
+        ({"grant_type": auth.JWT_BEARER, "assertion": "x"}, "invalid_grant"),
+        ({"grant_type": auth.JWT_BEARER, "assertion": signed(key, aud="https://elsewhere/token")}, "invalid_grant"),
+    ]:
+        with pytest.raises(auth.InvalidGrant) as caught:
+            server.grant(form)
+        assert caught.value.oauth_code == code
+
+
+def test_an_exchanged_token_lives_no_longer_than_its_subject(server: auth.Authenticator, key: dict[str, Any]) -> None:
+    subject = signed(key, scope="s", exp=int(time.time()) + 100)
+    answer = server.exchange({"grant_type": auth.TOKEN_EXCHANGE, "subject_token": subject + "\n"})
+    assert answer["expires_in"] <= 100 and server.authenticate(answer["access_token"])
+    again = server.exchange({"grant_type": auth.TOKEN_EXCHANGE, "subject_token": answer["access_token"]})
+    assert again["expires_in"] <= 100
+    with pytest.raises(auth.InvalidGrant):
+        server.exchange({"grant_type": auth.TOKEN_EXCHANGE, "subject_token": "x"})
+
+
+def test_a_foreign_project_and_an_unknown_one_answer_alike(database: Database, key: dict[str, Any]) -> None:
+    with database.transaction() as connection:
+        mine = projects.insert(connection, "mine", 0.0)
+        projects.insert(connection, "theirs", 0.0)
+    me = iam.Principal("me@mine", mine.number, "roles/aiplatform.user")
+    assert iam.require(database, me, "aiplatform.tuningJobs.get", "mine") == mine
+    assert iam.require(database, me, "aiplatform.tuningJobs.get", mine.number) == mine
+    messages = []
+    for name in ("theirs", "nobody"):
+        with pytest.raises(PermissionDenied) as caught:
+            iam.require(database, me, "aiplatform.tuningJobs.get", name)
+        messages.append(caught.value.message.replace(name, "X"))
+    assert messages[0] == messages[1]
+    assert [p.id for p in iam.visible_projects(database, iam.Principal("o", mine.number))] == ["mine"]
+    with pytest.raises(PermissionDenied):
+        iam.require(database, me, "resourcemanager.projects.create", "mine")
+    with pytest.raises(PermissionDenied):
+        iam.require(
+            database, iam.Principal("v", mine.number, "roles/aiplatform.viewer"), "aiplatform.models.delete", "mine"
+        )
+    with pytest.raises(PermissionDenied):
+        iam.require(database, iam.Principal("v", mine.number, "roles/none"), "aiplatform.models.get", "mine")
+
+
+def test_bad_and_taken_project_ids_are_refused(database: Database, key: dict[str, Any]) -> None:
+    with database.transaction() as connection:
+        for bad in ("A", "a", "12345", "a/b", "a:b", "x" * 31):
+            with pytest.raises(InvalidArgument):
+                projects.insert(connection, bad, 0.0)
+        with pytest.raises(AlreadyExists):
+            projects.insert(connection, "demo", 0.0)
