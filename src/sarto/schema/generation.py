@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from sarto.schema.wire import Boolean, Bytes, Double, Int32, Message, ProtoEnum, Struct, Text, Timestamp
+from sarto.schema.wire import Boolean, Bytes, Double, Int32, JsonValue, Message, ProtoEnum, Struct, Text, Timestamp
 
 
 class Blob(Message):
@@ -26,12 +26,15 @@ class FunctionCall(Message):
     id: Text = ""
     name: Text = ""
     args: Struct | None = None
+    partial_args: list[Struct] = Field(default_factory=list)
+    will_continue: Boolean | None = None
 
 
 class FunctionResponse(Message):
     id: Text = ""
     name: Text = ""
     response: Struct | None = None
+    parts: list[Struct] = Field(default_factory=list)
     scheduling: Text = ""
     will_continue: Boolean | None = None
 
@@ -53,6 +56,12 @@ class Part(Message):
     code_execution_result: Struct | None = None
     video_metadata: Struct | None = None
     media_resolution: Struct | None = None
+    tool_call: Struct | None = None
+    tool_response: Struct | None = None
+    audio_transcription: Struct | None = None
+    media_processing: Struct | None = None
+    speech_metadata: Struct | None = None
+    part_metadata: Struct | None = None
     thought: Boolean | None = None
     thought_signature: Bytes | None = None
 
@@ -68,9 +77,9 @@ class FunctionDeclaration(Message):
     name: Text = ""
     description: Text = ""
     parameters: Struct | None = None
-    parameters_json_schema: Struct | None = None
+    parameters_json_schema: JsonValue = None
     response: Struct | None = None
-    response_json_schema: Struct | None = None
+    response_json_schema: JsonValue = None
     behavior: Text = ""
 
 
@@ -86,10 +95,40 @@ class Tool(Message):
     code_execution: Struct | None = None
     url_context: Struct | None = None
     computer_use: Struct | None = None
+    parallel_ai_search: Struct | None = None
+    exa_ai_search: Struct | None = None
+    file_search: Struct | None = None
+    mcp_servers: list[Struct] = Field(default_factory=list)
+
+
+class FunctionCallingMode(ProtoEnum):
+    MODE_UNSPECIFIED = "MODE_UNSPECIFIED"
+    AUTO = "AUTO"
+    ANY = "ANY"
+    NONE = "NONE"
+    VALIDATED = "VALIDATED"
+
+    @classmethod
+    def numbers(cls) -> dict[int, str]:
+        return {0: "MODE_UNSPECIFIED", 1: "AUTO", 2: "ANY", 3: "NONE", 5: "VALIDATED"}
+
+
+class Modality(ProtoEnum):
+    MODALITY_UNSPECIFIED = "MODALITY_UNSPECIFIED"
+    TEXT = "TEXT"
+    IMAGE = "IMAGE"
+    AUDIO = "AUDIO"
+
+
+class MediaResolution(ProtoEnum):
+    MEDIA_RESOLUTION_UNSPECIFIED = "MEDIA_RESOLUTION_UNSPECIFIED"
+    MEDIA_RESOLUTION_LOW = "MEDIA_RESOLUTION_LOW"
+    MEDIA_RESOLUTION_MEDIUM = "MEDIA_RESOLUTION_MEDIUM"
+    MEDIA_RESOLUTION_HIGH = "MEDIA_RESOLUTION_HIGH"
 
 
 class FunctionCallingConfig(Message):
-    mode: Text = ""
+    mode: FunctionCallingMode | None = None
     allowed_function_names: list[Text] = Field(default_factory=list)
     stream_function_call_arguments: Boolean | None = None
 
@@ -97,6 +136,7 @@ class FunctionCallingConfig(Message):
 class ToolConfig(Message):
     function_calling_config: FunctionCallingConfig | None = None
     retrieval_config: Struct | None = None
+    include_server_side_tool_invocations: Boolean | None = None
 
 
 class GenerationConfig(Message):
@@ -113,18 +153,25 @@ class GenerationConfig(Message):
     logprobs: Int32 | None = None
     response_mime_type: Text = ""
     response_schema: Struct | None = None
-    response_json_schema: Struct | None = None
-    response_modalities: list[Text] = Field(default_factory=list)
+    response_json_schema: JsonValue = None
+    response_modalities: list[Modality] = Field(default_factory=list)
     routing_config: Struct | None = None
     model_selection: Struct | None = Field(default=None, serialization_alias="modelConfig")
     audio_timestamp: Boolean | None = None
-    media_resolution: Text = ""
+    media_resolution: MediaResolution | None = None
     speech_config: Struct | None = None
     thinking_config: Struct | None = None
     image_config: Struct | None = None
     enable_affective_dialog: Boolean | None = None
+    enable_enhanced_civic_answers: Boolean | None = None
+    translation_config: Struct | None = None
+    audio_transcription_config: Struct | None = None
+    response_format: Struct | None = None
 
-    SPELLINGS: ClassVar[dict[str, str]] = {"model_config": "model_selection"}
+    SPELLINGS: ClassVar[dict[str, str]] = {
+        "model_config": "model_selection",
+        "model_selection_config": "model_selection",
+    }
 
 
 class GenerateContentRequest(Message):
@@ -204,9 +251,10 @@ class GenerateContentResponse(Message):
 
 
 class CountTokensRequest(Message):
+    endpoint: Text = ""
     model: Text = ""
     contents: list[Content] = Field(default_factory=list)
-    instances: list[Struct] = Field(default_factory=list)
+    instances: list[JsonValue] = Field(default_factory=list)
     system_instruction: Content | None = None
     tools: list[Tool] = Field(default_factory=list)
     generation_config: GenerationConfig | None = None

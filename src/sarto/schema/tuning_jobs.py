@@ -162,6 +162,9 @@ class SupervisedTuningDataStats(Message):
 
 class TuningDataStats(Message):
     supervised_tuning_data_stats: SupervisedTuningDataStats | None = None
+    distillation_data_stats: Struct | None = None
+    preference_optimization_data_stats: Struct | None = None
+    reinforcement_tuning_data_stats: Struct | None = None
 
 
 class TunedModelCheckpoint(Message):

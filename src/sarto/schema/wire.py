@@ -39,6 +39,7 @@ def to_snake(name: str) -> str:
     snake = _snake_names.get(name)
     if snake is None:
         snake = _CAPITAL.sub(r"_\1", name).lower() if name[:1].islower() else name
+        snake = snake.rstrip("_")  # the proto types write min_ and type_ where Python has a word of its own
         if len(_snake_names) < 10_000:
             _snake_names[name] = snake
     return snake
@@ -142,6 +143,8 @@ Bytes = Annotated[
 Timestamp = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 Struct = dict[str, Any]
 """A free JSON object; its keys are the user's and stay as they are."""
+JsonValue = Any
+"""Any JSON value at all, a schema for example."""
 
 
 class Message(BaseModel):
@@ -186,11 +189,10 @@ class Message(BaseModel):
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        for name in self.__class__.model_fields:
+        for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if value is None or value in ("", [], {}) or (isinstance(value, ProtoEnum) and value.is_unspecified):
-                written.pop(to_camel(name), None)
-                written.pop(name, None)
+                written.pop(field.serialization_alias or name, None)
         return written
 
     @classmethod
