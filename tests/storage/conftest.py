@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.tables import metadata

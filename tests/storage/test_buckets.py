@@ -12,6 +12,7 @@ import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sarto.errors import (
     AlreadyExists,
     ConditionNotMet,

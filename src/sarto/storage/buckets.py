@@ -130,8 +130,12 @@ class Buckets:
         fields: ObjectFields = PLAIN,
         conditions: Conditions = ALWAYS,
         project: str | None = None,
+        session: str = "",
     ) -> StoredObject:
-        """Make received content the live version of an object. Raises ConditionNotMet, NotFound, InvalidArgument."""
+        """Make received content the live version of an object, and with it close the upload session it came by.
+
+        Raises ConditionNotMet, NotFound, InvalidArgument.
+        """
         check_object_name(name)
         fields.check()
         with self._writing() as connection:
@@ -140,6 +144,8 @@ class Buckets:
             conditions.check(found)
             self.content.place(content)
             stored = self._write(connection, bucket, name, content, fields)
+            if session:
+                rows.close_session(connection, session, stored, project)
         self._collect_unless(found, stored)
         return stored
 
@@ -185,8 +191,10 @@ class Buckets:
         fields: ObjectFields | None = None,
         conditions: Conditions = ALWAYS,
         project: str | None = None,
+        *,
+        is_move: bool = False,
     ) -> StoredObject:
-        """Give the same bytes another name; nothing is copied on disk. `fields` replace those of the source."""
+        """Give the same bytes another name, or with `is_move` a new name; `fields` replace the source's."""
         check_object_name(name)
         (fields or PLAIN).check()
         with self._writing() as connection:
@@ -195,6 +203,8 @@ class Buckets:
             found = rows.find(connection, bucket, name)
             conditions.check(found)
             stored = self._write(connection, bucket, name, source, fields or source.fields)
+            if is_move and (source.bucket, source.name) != (bucket, name):
+                connection.execute(stored_object.delete().where(rows.key(source.bucket, source.name)))
         self._collect_unless(found, stored)
         return stored
 

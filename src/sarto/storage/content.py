@@ -19,7 +19,7 @@ from typing import BinaryIO, Self
 
 import google_crc32c
 
-from sarto.errors import ResourceExhausted
+from sarto.errors import InvalidArgument, ResourceExhausted
 
 BLOCK = 1 << 20
 
@@ -35,6 +35,20 @@ class Content:
     spooled: Path
 
 
+@dataclass(frozen=True)
+class Checksums:
+    """What a sender says its bytes hash to, in base64; an empty text means it did not say."""
+
+    md5: str = ""
+    crc32c: str = ""
+
+    def check(self, content: Content) -> None:
+        """Raises InvalidArgument when the bytes that arrived are not the bytes that were sent."""
+        for name, said, found in (("MD5", self.md5, content.md5), ("CRC32C", self.crc32c, content.crc32c)):
+            if said and said != found:
+                raise InvalidArgument(f'Provided {name} hash "{said}" doesn\'t match calculated {name} hash "{found}".')
+
+
 @contextmanager
 def disk() -> Iterator[None]:
     """A full disk becomes ResourceExhausted, which says so."""
@@ -46,14 +60,31 @@ def disk() -> Iterator[None]:
         raise
 
 
+class Hashes:
+    """SHA-256, MD5 and CRC32C of one pass over the bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self._crc32c = 0
+
+    def update(self, block: bytes) -> None:
+        self._sha256.update(block)
+        self._md5.update(block)
+        self._crc32c = google_crc32c.extend(self._crc32c, block)
+        self.size += len(block)
+
+    def content(self, path: Path) -> Content:
+        md5, crc32c = (base64.b64encode(digest).decode() for digest in (self._md5.digest(), self._crc32c.to_bytes(4)))
+        return Content(self._sha256.hexdigest(), md5, crc32c, self.size, path)
+
+
 class Spool:
     """A file being received. `finish` makes it durable; leaving the `with` block removes what was not placed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"spool-{secrets.token_hex(16)}"
-        self.size = 0
-        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        self._crc32c = 0
+        self._hashes = Hashes()
         with disk():
             self._file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
@@ -62,10 +93,7 @@ class Spool:
             view = memoryview(block)
             while view:
                 view = view[self._file.write(view) :]
-        self._sha256.update(block)
-        self._md5.update(block)
-        self._crc32c = google_crc32c.extend(self._crc32c, block)
-        self.size += len(block)
+        self._hashes.update(block)
 
     def read_from(self, source: BinaryIO) -> None:
         """Everything `source` still holds."""
@@ -73,12 +101,12 @@ class Spool:
             self.write(block)
 
     def finish(self) -> Content:
+        """The file's hashes, once its bytes are on the disk."""
         with disk():
             os.fchmod(self._file.fileno(), 0o400)
             os.fsync(self._file.fileno())
         self._file.close()
-        md5, crc32c = (base64.b64encode(digest).decode() for digest in (self._md5.digest(), self._crc32c.to_bytes(4)))
-        return Content(self._sha256.hexdigest(), md5, crc32c, self.size, self.path)
+        return self._hashes.content(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +131,15 @@ class ContentStore:
 
     def spool(self) -> Spool:
         return Spool(self.uploads)
+
+    def adopt(self, path: Path) -> Content:
+        """Hash a complete file on this file system, so that it can be placed without a copy."""
+        hashes = Hashes()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                hashes.update(block)
+        path.chmod(0o400)
+        return hashes.content(path)
 
     def place(self, content: Content) -> None:
         """Move a finished spool to its place, durably. Call inside the write transaction, where no collection runs."""

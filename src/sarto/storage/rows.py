@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from sarto.errors import NotFound, PermissionDenied
 from sarto.storage.objects import Bucket, ObjectFields, StoredObject, check_object_name
 from sarto.storage.tables import bucket as bucket_table
-from sarto.storage.tables import stored_object
+from sarto.storage.tables import stored_object, upload_session
 
 
 def key(bucket: str, name: str) -> sa.ColumnElement[bool]:
@@ -84,3 +84,10 @@ def object_values(stored: StoredObject) -> dict[str, Any]:
     values = {**vars(stored)}
     fields = {key: value for key, value in vars(values.pop("fields")).items() if value and key != "content_type"}
     return {**values, "resource": json.dumps(fields)}
+
+
+def close_session(connection: Connection, session: str, stored: StoredObject, project: str | None) -> None:
+    resource = json.dumps({"project": project, "generation": stored.generation})
+    ended = upload_session.update().where(upload_session.c.id == session).values(kind="finished", resource=resource)
+    if connection.execute(ended).rowcount != 1:
+        raise NotFound("the upload session was cancelled while it was completed")
