@@ -98,6 +98,8 @@ def _service_rpcs(version: str, service: str) -> Iterator[tuple[str, Rpc]]:
     channel = _Recorder()
     transport_class = getattr(transports, name)
     transport = transport_class(channel=channel)
+    transport._logged_channel = channel  # its logging wrapper opens calls lazily, past our notebook
+    transport._stubs.clear()
     for attribute, value in vars(transport_class).items():
         if (
             isinstance(value, property)
