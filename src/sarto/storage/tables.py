@@ -116,7 +116,21 @@ tuning_job = Table(
     Column("lease_until", Float),
     Index("tuning_job_list", "project", "location", "id"),
     Index("tuning_job_all", "project", "id"),
-    Index("tuning_job_runnable", "state", "not_before", "create_time"),
+    Index("tuning_job_runnable", "state", "project", "create_time"),
+)
+project_turn = Table(
+    "project_turn",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("time", Float, nullable=False),
+)
+experiment = Table(
+    "experiment",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("location", String(32), nullable=False),
+    Column("job", String(64), nullable=False),
 )
 job_label = Table(
     "job_label",
@@ -180,6 +194,7 @@ model_version = Table(
     Column("version", Integer, primary_key=True),
     Column("job", String(64), nullable=False),
     Column("base", String(128), nullable=False),
+    Column("default_checkpoint", String(32), nullable=False),
     Column("resource", Text, nullable=False),
     Column("create_time", Float, nullable=False),
     UniqueConstraint("project", "job", name="one_version_per_job"),
