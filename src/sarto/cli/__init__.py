@@ -1,1 +1,13 @@
-""""""
+"""`sarto …`: `serve` and `models pull` work on this machine; everything else is a client of the API like any other.
+
+Read `program` (the commands and how errors end), then `client` (where, who, requests), then one file per noun.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The `sarto` program."""
+    from sarto.cli.program import run  # here, so that importing one command's module does not load all of them
+
+    run()

@@ -1,0 +1,247 @@
+"""A client of the API over HTTP: where the server is, who is calling, requests, streams, uploads of local files.
+
+Knows no command and prints nothing. Used by every command but `serve`, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import jwt
+
+from sarto.errors import BAD_REQUEST, FailedPrecondition, InvalidArgument, SartoError, Unauthenticated, Unavailable
+
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+REFRESH_SECONDS = 60
+
+
+class ApiError(SartoError):
+    """What the server answered instead of a result; `status` and `http_status` are the server's."""
+
+    def __init__(self, http_status: int, status: str, message: str, details: list[dict[str, Any]]) -> None:
+        super().__init__(message, details)
+        self.answered_status = status
+        self.answered_http_status = http_status
+
+    @property
+    def violations(self) -> list[tuple[str, str]]:
+        """(field, description) of every fault the server found in the request."""
+        rows = [
+            row for detail in self.details if detail.get("@type") == BAD_REQUEST for row in detail["fieldViolations"]
+        ]
+        return [(row.get("field", ""), row.get("description", "")) for row in rows]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A service account key file in Google's format."""
+
+    email: str
+    key_id: str
+    private_key: str
+    token_uri: str
+    project: str
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        """Raises FailedPrecondition when there is no file and InvalidArgument when it is not a key."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                raw["client_email"], raw["private_key_id"], raw["private_key"], raw["token_uri"], raw["project_id"]
+            )
+        except OSError as error:
+            raise FailedPrecondition(
+                f"The key file {path} cannot be read ({error.strerror}). A first `sarto serve` writes one; "
+                "set GOOGLE_APPLICATION_CREDENTIALS to use another."
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise InvalidArgument(f"{path} is not a service account key file") from None
+
+    def assertion(self, now: int) -> str:
+        claims = {"iss": self.email, "sub": self.email, "aud": self.token_uri, "scope": SCOPE}
+        claims |= {"iat": now, "exp": now + 3600}  # type: ignore[dict-item]
+        return jwt.encode(claims, self.private_key, algorithm="RS256", headers={"kid": self.key_id})
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where and who. `project` may be empty: then it is the key's."""
+
+    url: str
+    key_file: Path
+    project: str
+    location: str
+
+
+class Client:
+    """Requests to one server. Close it, or use it in a `with` block."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.http = httpx.Client(base_url=connection.url.rstrip("/"), timeout=httpx.Timeout(120, connect=10))
+        self._token = ""
+        self._token_until = 0.0
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    @cached_property
+    def key(self) -> Key:
+        return Key.read(self.connection.key_file)
+
+    @property
+    def project(self) -> str:
+        return self.connection.project or self.key.project
+
+    @property
+    def parent(self) -> str:
+        """`projects/P/locations/L` of this connection."""
+        return f"projects/{self.project}/locations/{self.connection.location}"
+
+    def token(self) -> str:
+        """An access token by the JWT-bearer grant at the key's `token_uri`; fetched anew shortly before it ends."""
+        if time.monotonic() < self._token_until:
+            return self._token
+        form = {"grant_type": GRANT, "assertion": self.key.assertion(int(time.time()))}
+        try:
+            answer = httpx.post(self.key.token_uri, data=form, timeout=30)
+        except httpx.TransportError as error:
+            raise _unreachable(self.key.token_uri, error) from None
+        if answer.is_error:
+            raise Unauthenticated(f"{self.key.token_uri} gave no token for {self.key.email}: {_reason(answer)}")
+        body = answer.json()
+        self._token = str(body["access_token"])
+        self._token_until = time.monotonic() + float(body["expires_in"]) - REFRESH_SECONDS
+        return self._token
+
+    def get(self, path: str, **params: str | int) -> Any:
+        return self.request("GET", path, params=params)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **params: str | int) -> Any:
+        return self.request("POST", path, params=params, json=dict(body or {}))
+
+    def delete(self, path: str) -> Any:
+        return self.request("DELETE", path)
+
+    def request(self, method: str, path: str, **how: Any) -> Any:
+        """The answer's JSON. Raises ApiError with the server's words, Unavailable when nobody answers."""
+        try:
+            answer = self.http.request(method, path, headers=self._headers(how.pop("headers", None)), **how)
+        except httpx.TransportError as error:
+            raise _unreachable(self.connection.url, error) from None
+        if answer.is_error:
+            raise _api_error(answer)
+        return answer.json() if answer.content else {}
+
+    def pages(self, path: str, key: str, limit: int, **params: str) -> list[dict[str, Any]]:
+        """Rows of a list method, page by page, `limit` at most."""
+        rows: list[dict[str, Any]] = []
+        page_token = ""
+        while len(rows) < limit:
+            query: dict[str, str | int] = {"pageSize": min(100, limit - len(rows)), **params}
+            if page_token:
+                query["pageToken"] = page_token
+            page = self.get(path, **query)
+            rows += page.get(key, [])
+            page_token = page.get("nextPageToken", "")
+            if not page_token:
+                break
+        return rows[:limit]
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Server-sent events of a streaming method, as they come. Closing the iterator ends the request."""
+        try:
+            with self.http.stream(
+                "POST", path, headers=self._headers(), json=dict(body), params={"alt": "sse"}
+            ) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _api_error(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        event: dict[str, Any] = json.loads(line[5:])
+                        if "error" in event:
+                            raise _error_of(event["error"], answer.status_code)
+                        yield event
+        except httpx.TransportError as error:
+            raise _unreachable(self.connection.url, error) from None
+
+    def dataset(self, file: str) -> str:
+        """The `gs://` URI of a dataset: as given, or of the local file, uploaded unless it is there."""
+        if file.startswith("gs://"):
+            return file
+        path = Path(file)
+        try:
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
+        bucket, name = f"{self.project}-datasets", f"{digest[:16]}/{path.name}"
+        if self._is_missing(f"/storage/v1/b/{bucket}"):
+            self.post("/storage/v1/b", {"name": bucket}, project=self.project)
+        if self._is_missing(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"):
+            with path.open("rb") as content:
+                self.request(
+                    "POST",
+                    f"/upload/storage/v1/b/{bucket}/o",
+                    params={"uploadType": "media", "name": name},
+                    headers={"Content-Type": "application/jsonl"},
+                    content=content,
+                )
+        return f"gs://{bucket}/{name}"
+
+    def _is_missing(self, path: str) -> bool:
+        try:
+            self.get(path)
+        except ApiError as error:
+            if error.answered_http_status != 404:
+                raise
+            return True
+        return False
+
+    def _headers(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token()}", **(more or {})}
+
+
+def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:
+    return Unavailable(
+        f"No Sarto server answers at {url} ({error}). Start one with `sarto serve`, or set SARTO_URL to where it runs."
+    )
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        body = answer.json()
+        return str(body.get("error_description") or body["error"])
+    except (ValueError, KeyError, AttributeError):
+        return f"HTTP {answer.status_code}"
+
+
+def _api_error(answer: httpx.Response) -> ApiError:
+    try:
+        body = answer.json()
+        error = (body[0] if isinstance(body, list) else body)["error"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        error = {
+            "message": f"HTTP {answer.status_code} from {answer.url.path}: this is not a Sarto server, or an old one"
+        }
+    return _error_of(error, answer.status_code)
+
+
+def _error_of(error: dict[str, Any], http_status: int) -> ApiError:
+    details = [detail for detail in error.get("details", ()) if isinstance(detail, dict)]
+    return ApiError(int(error.get("code", http_status)), error.get("status", ""), error.get("message", ""), details)

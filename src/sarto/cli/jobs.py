@@ -1,0 +1,194 @@
+"""`sarto tune` and `sarto jobs …`: create tuning jobs, follow them, list and cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from sarto.cli import output, progress
+from sarto.cli.client import Client
+from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson, BaseModel, Limit, client, resource
+from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.schema.tuning_jobs import RANKS, AdapterSize
+
+app = typer.Typer(help="Tuning jobs: list, describe, watch, cancel.", no_args_is_help=True)
+Job = Annotated[str, typer.Argument(help="Job id, or its full resource name.")]
+INTERRUPTED_EXIT = 130
+COLUMNS = ("JOB", "STATE", "BASE MODEL", "TUNED MODEL", "CREATED")
+
+
+def tune(
+    context: typer.Context,
+    training: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data: a local JSONL file, or gs://….")],
+    validation: Annotated[str, typer.Option("--validation", help="Validation data: a file, or gs://….")] = "",
+    model: BaseModel = DEFAULT_BASE_MODEL,
+    name: Annotated[str, typer.Option("--name", help="Display name of the tuned model.")] = "",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; unset lets the service choose.")] = None,
+    adapter_size: Annotated[int | None, typer.Option(help="LoRA rank: 1, 2, 4, 8, 16 or 32.")] = None,
+    learning_rate_multiplier: Annotated[float | None, typer.Option(help="Times the model's own rate.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Absolute rate; open models only.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step; open models only.")] = None,
+    output_uri: Annotated[str, typer.Option(help="gs:// folder for the weights; open models only.")] = "",
+    tuned_model: Annotated[str, typer.Option("--from", help="Tune this tuned model further.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="With --from: the checkpoint to start at.")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="Repeatable.", metavar="KEY=VALUE")] = None,
+    last_checkpoint_only: Annotated[bool, typer.Option(help="Keep only the last checkpoint.")] = False,
+    wait: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it ends.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Create a supervised tuning job and watch it. Local files are uploaded to the project's datasets bucket first."""
+    with client(context) as api:
+        spec: dict[str, Any] = {"trainingDatasetUri": api.dataset(training)}
+        if validation:
+            spec["validationDatasetUri"] = api.dataset(validation)
+        if last_checkpoint_only:
+            spec["exportLastCheckpointOnly"] = True
+        numbers = {
+            "epochCount": epochs,
+            "adapterSize": adapter_size_name(adapter_size),
+            "learningRateMultiplier": learning_rate_multiplier,
+            "learningRate": learning_rate,
+            "batchSize": batch_size,
+        }
+        if given := {key: value for key, value in numbers.items() if value is not None}:
+            spec["hyperParameters"] = given
+        body: dict[str, Any] = {"supervisedTuningSpec": spec, **source(api, model, tuned_model, checkpoint)}
+        texts = {"tunedModelDisplayName": name, "outputUri": output_uri, "labels": labels(label or [])}
+        body |= {key: value for key, value in texts.items() if value}
+        job = api.post(f"/v1/{api.parent}/tuningJobs", body)
+        if not wait:
+            show(job, as_json)
+            return
+        output.messages().print(Text(f"Created {job['name']}"))
+        follow(api, job["name"], as_json)
+
+
+def source(api: Client, model: str, tuned_model: str, checkpoint: str) -> dict[str, Any]:
+    """The source-model fields of a job: a base model, or a tuned one with its checkpoint."""
+    if not tuned_model:
+        if checkpoint:
+            raise InvalidArgument("--checkpoint needs --from, the tuned model it is a checkpoint of")
+        return {"baseModel": model}
+    source = {"tunedModelName": resource(api, "models", tuned_model), "checkpointId": checkpoint}
+    return {"preTunedModel": {key: value for key, value in source.items() if value}}
+
+
+def adapter_size_name(rank: int | None) -> str | None:
+    """`ADAPTER_SIZE_FOUR` of 4."""
+    if rank is None:
+        return None
+    if rank not in RANKS.values() or rank == 0:
+        raise InvalidArgument(f"--adapter-size is 1, 2, 4, 8, 16 or 32, not {rank}")
+    return str(AdapterSize.of_rank(rank).value)
+
+
+def labels(pairs: list[str]) -> dict[str, str]:
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(found) != len(pairs):
+        raise InvalidArgument("--label is written KEY=VALUE, each key once")
+    return found
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    filter_: Annotated[
+        str, typer.Option("--filter", help='Such as state="JOB_STATE_RUNNING" or labels.team="x".')
+    ] = "",
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Tuning jobs of the project and location, newest first."""
+    with client(context) as api:
+        query = {"filter": filter_} if filter_ else {}
+        jobs = api.pages(f"/v1/{api.parent}/tuningJobs", "tuningJobs", limit, **query)
+    if as_json:
+        output.print_json(jobs)
+        return
+    rows = (
+        {
+            "JOB": output.short_id(job["name"]),
+            "STATE": job["state"].removeprefix("JOB_STATE_"),
+            "BASE MODEL": job.get("baseModel", ""),
+            "TUNED MODEL": job.get("tunedModelDisplayName", ""),
+            "CREATED": output.local_time(job["createTime"]),
+        }
+        for job in jobs
+    )
+    output.print_rows(rows, COLUMNS, "No tuning jobs here yet. `sarto tune TRAIN.jsonl` creates one.")
+
+
+@app.command()
+def describe(context: typer.Context, job: Job, as_json: AsJson = False) -> None:
+    """One job: state, data, parameters, tuned model and checkpoints, error."""
+    with client(context) as api:
+        show(api.get(f"/v1/{resource(api, 'tuningJobs', job)}"), as_json)
+
+
+@app.command()
+def watch(context: typer.Context, job: Job, as_json: AsJson = False) -> None:
+    """Follow a job until it ends. Exit status 0 only if it succeeded."""
+    with client(context) as api:
+        follow(api, resource(api, "tuningJobs", job), as_json)
+
+
+@app.command()
+def cancel(context: typer.Context, job: Job) -> None:
+    """Ask a job to stop. It ends as CANCELLED within seconds; an ended job stays as it is."""
+    with client(context) as api:
+        name = resource(api, "tuningJobs", job)
+        api.post(f"/v1/{name}:cancel")
+        state = api.get(f"/v1/{name}")["state"]
+    output.console().print(f"{output.short_id(name)} is {state.removeprefix('JOB_STATE_')}")
+
+
+def follow(api: Client, name: str, as_json: bool) -> None:
+    """Watch to the end, show the job, raise FailedPrecondition unless it succeeded."""
+    try:
+        job = progress.watch(lambda: dict(api.get(f"/v1/{name}")), output.messages())
+    except KeyboardInterrupt:
+        again = f"The job goes on. Follow it again with: sarto jobs watch {output.short_id(name)}"
+        output.messages().print(again)
+        raise typer.Exit(INTERRUPTED_EXIT) from None
+    show(job, as_json)
+    if job["state"] != "JOB_STATE_SUCCEEDED":
+        reason = job.get("error", {}).get("message", "")
+        raise FailedPrecondition(f"The job ended as {job['state'].removeprefix('JOB_STATE_')}. {reason}".strip())
+
+
+def show(job: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.print_json(job)
+        return
+    spec = job.get("supervisedTuningSpec", {})
+    tuned = job.get("tunedModel", {})
+    metadata = job.get("tuningJobMetadata", {})
+    chosen = {**spec.get("hyperParameters", {}), **metadata.get("effectiveParameters", {})}
+    facts = {
+        "Job": job["name"],
+        "State": progress.read(job).phase,
+        "Base model": job.get("baseModel", ""),
+        "Tuned model name": job.get("tunedModelDisplayName", ""),
+        "Training data": spec.get("trainingDatasetUri", ""),
+        "Validation data": spec.get("validationDatasetUri", ""),
+        "Parameters": ", ".join(
+            f"{key} {value}" for key, value in chosen.items() if not isinstance(value, (dict, list))
+        ),
+        "Steps": f"{metadata.get('completedStepCount', 0)} of {metadata.get('totalStepCount', '?')}"
+        if metadata
+        else "",
+        "Created": output.local_time(job.get("createTime", "")),
+        "Ended": output.local_time(job.get("endTime", "")),
+        "Error": job.get("error", {}).get("message", ""),
+        "Model": tuned.get("model", ""),
+        "Endpoint": tuned.get("endpoint", ""),
+    }
+    for checkpoint in tuned.get("checkpoints", ()):
+        place = f"epoch {checkpoint.get('epoch', '?')}, step {checkpoint.get('step', '?')}"
+        where = f"{place}, {checkpoint.get('endpoint', '')}"
+        facts[f"Checkpoint {checkpoint['checkpointId']}"] = where
+    if tuned.get("endpoint"):
+        facts["Talk to it"] = f"sarto chat {output.short_id(tuned['endpoint'])}"
+    output.print_facts(facts)

@@ -1,0 +1,74 @@
+"""The `sarto` program: its commands, the options before them, and how errors end (a paragraph, exit status 1 or 2)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import sarto
+from sarto import settings
+from sarto.cli import auth, data, jobs, models, output, projects
+from sarto.cli.chat import chat
+from sarto.cli.client import Connection
+from sarto.errors import SartoError
+
+app = typer.Typer(
+    name="sarto",
+    help="Tune open models on your own machine, over the API you know.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(envvar="SARTO_URL", help="Where the server is.", metavar="URL")
+    ] = "http://127.0.0.1:8080",
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GOOGLE_APPLICATION_CREDENTIALS",
+            help="Service account key file; default: the administrator's in the home.",
+            metavar="FILE",
+        ),
+    ] = None,
+    project: Annotated[
+        str, typer.Option(envvar="GOOGLE_CLOUD_PROJECT", help="Project id; default: the key's.", metavar="ID")
+    ] = "",
+    location: Annotated[
+        str, typer.Option(envvar="GOOGLE_CLOUD_LOCATION", help="Any region name.", metavar="REGION")
+    ] = "us-central1",
+) -> None:
+    """Tune open models on your own machine, over the API you know."""
+    key_file = credentials or settings.default_home() / "credentials" / "admin.json"
+    context.obj = Connection(url=url, key_file=key_file, project=project, location=location)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(sarto.__version__)
+
+
+app.command()(jobs.tune)
+app.command()(chat)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.add_typer(projects.app, name="projects")
+app.add_typer(data.app, name="data")
+app.add_typer(auth.app, name="auth")
+
+
+def run() -> None:
+    """Run one command and end the process."""
+    try:
+        app()
+    except SartoError as error:
+        sys.exit(output.print_error(error))

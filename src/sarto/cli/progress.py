@@ -1,0 +1,114 @@
+"""Watching a tuning job: a progress bar on a terminal, a few calm lines elsewhere, both from the job resource alone.
+
+Used by `sarto tune`, `sarto jobs watch` and the demo; each hands in how to read the resource.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from sarto.cli.output import duration
+from sarto.schema.tuning_jobs import FINAL_STATES
+
+POLL_SECONDS = 1.0
+LINE_EVERY_PERCENT = 10
+PHASES = {
+    "TUNING_JOB_STATE_WAITING_FOR_QUOTA": "waiting for its turn",
+    "TUNING_JOB_STATE_WAITING_FOR_CAPACITY": "waiting for capacity",
+    "TUNING_JOB_STATE_PROCESSING_DATASET": "reading the data",
+    "TUNING_JOB_STATE_TUNING": "tuning",
+    "TUNING_JOB_STATE_POST_PROCESSING": "finishing",
+}
+STATES = {
+    "JOB_STATE_PENDING": "waiting to start",
+    "JOB_STATE_RUNNING": "running",
+    "JOB_STATE_CANCELLING": "cancelling",
+    "JOB_STATE_CANCELLED": "cancelled",
+    "JOB_STATE_SUCCEEDED": "succeeded",
+    "JOB_STATE_FAILED": "failed",
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A job as it stands: what is shown, in words."""
+
+    phase: str
+    step: int
+    total_steps: int
+    facts: str
+    """Loss, speed and time left, as far as the job says them."""
+    is_final: bool
+
+    @property
+    def percent(self) -> int:
+        return 100 * self.step // self.total_steps if self.total_steps else 0
+
+
+def read(job: dict[str, Any]) -> Moment:
+    """From the JSON of a TuningJob."""
+    state = job.get("state", "")
+    is_final = state in FINAL_STATES
+    phase = "" if is_final or state == "JOB_STATE_CANCELLING" else PHASES.get(job.get("tuningJobState", ""), "")
+    metadata = job.get("tuningJobMetadata", {})
+    throughput = metadata.get("throughput", {})
+    facts = []
+    if "loss" in throughput:
+        facts.append(f"loss {throughput['loss']:.3f}")
+    if not is_final and throughput.get("tokensPerSecond"):
+        facts.append(f"{throughput['tokensPerSecond']:,.0f} tokens/s")
+    if not is_final and throughput.get("secondsLeft"):
+        facts.append(f"{duration(throughput['secondsLeft'])} left")
+    return Moment(
+        phase=phase or STATES.get(state, state),
+        step=int(metadata.get("completedStepCount", 0)),
+        total_steps=int(metadata.get("totalStepCount", 0)),
+        facts=" · ".join(facts),
+        is_final=is_final,
+    )
+
+
+def watch(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Follow a job until it ends and return it as it ended. The caller's `read_job` fetches the resource."""
+    return _watch_bar(read_job, console) if console.is_terminal else _watch_lines(read_job, console)
+
+
+def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+    columns = (
+        TextColumn("  {task.description:<20}"),
+        BarColumn(28),
+        TextColumn("{task.fields[steps]:>11}  {task.fields[facts]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("waiting to start", total=None, steps="", facts="")
+        while True:
+            job = read_job()
+            now = read(job)
+            steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
+            total = now.total_steps or None
+            bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=now.facts)
+            if now.is_final:
+                return job
+            time.sleep(POLL_SECONDS)
+
+
+def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+    """A line when the phase changes, and one each ten percent."""
+    shown: tuple[str, int] | None = None
+    while True:
+        job = read_job()
+        now = read(job)
+        place = (now.phase, now.percent // LINE_EVERY_PERCENT)
+        if place != shown:
+            steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
+            console.print("  " + "  ".join(part for part in (f"{now.phase:<20}", steps, now.facts) if part.strip()))
+            shown = place
+        if now.is_final:
+            return job
+        time.sleep(POLL_SECONDS)
