@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sarto.engine.ops.plain import Operations, PlainOperations
+from sarto.engine.ops.plain import HeadShape, Operations, PlainOperations
 
 Group = Literal["qkv", "o", "gate_up", "down"]
 GROUPS: dict[Group, tuple[str, ...]] = {
@@ -64,6 +64,10 @@ class DecoderConfig:
         default_factory=lambda: {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
     )
     """Norm of a layer → its name in the weights; `after_attention` and `after_mlp` norm what is added to the stream."""
+
+    @property
+    def head_shape(self) -> HeadShape:
+        return HeadShape(self.heads, self.kv_heads, self.head_dim)
 
 
 class Attention(Protocol):
@@ -215,7 +219,7 @@ class Decoder(nn.Module):
             q = self.ops.norm(q, layer.norms["q"], config.norm_eps)
             k = self.ops.norm(k, layer.norms["k"], config.norm_eps)
             qkv = torch.cat([q, k, v], 1).flatten(1)
-        return self.ops.rotate(qkv, cos, sin, config.heads, config.kv_heads, config.query_scale)
+        return self.ops.rotate(qkv, cos, sin, config.head_shape, config.query_scale)
 
     def _rotary(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cosines and sines of each layer, (T, hd / 2) float32; layers with the same frequencies share them."""

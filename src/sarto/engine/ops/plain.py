@@ -1,18 +1,60 @@
 """The few operations that decide speed, in ordinary differentiable torch: their definition, and what runs wherever no
-faster twin is (a GPU, a processor without the compiled file).
+faster twin does (a GPU).
 
-`Operations` is the seam; a decoder holds one set, chosen once by `engine/ops/choose.py`. Knows no model and no files.
+`Operations` is the seam; a decoder holds one set, chosen once by `choose.py`. Knows no model and no files.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sarto.engine.ops.segments import Block, Segments, seen
+
 Activation = Literal["silu", "gelu_tanh"]
+LOSS_ROWS = 128
+"""Rows of logits that are in memory at once: (LOSS_ROWS, V)."""
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def total(self) -> int:
+        return self.heads + 2 * self.kv_heads
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """One frozen matrix with the adapters of its projections.
+
+    `bordered` (N + R, K + R) is [[W, sB], [A, 0]]: W lives in its corner, the thin borders are rewritten from the
+    float32 parameters by whoever multiplies with it. `cuts` are (first row, rows) of each adapted projection in W;
+    projection i owns columns [i r, (i + 1) r) of the border, rows [i r, (i + 1) r) of A, and its rows in B.
+    """
+
+    bordered: Tensor
+    bias: Tensor | None
+    outputs: int
+    inputs: int
+    rank: int
+    scale: float
+    cuts: tuple[tuple[int, int], ...]
+    a: Tensor
+    """(R, K) float32"""
+    b: tuple[Tensor, ...]
+    """Each (rows, r) float32."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self.bordered[: self.outputs, : self.inputs]
 
 
 class Operations(Protocol):
@@ -26,12 +68,26 @@ class Operations(Protocol):
         """Root-mean-square norm over the last dimension, float32 inside, x's dtype outside."""
         ...
 
-    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, query_scale: float) -> Tensor:
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape, query_scale: float) -> Tensor:
         """Rotary positions on q and k, the attention scale on q: (N, (H + 2 HK) hd), with cos, sin (N, hd / 2)."""
         ...
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """activation(gate) * up: (N, 2 F) → (N, F)."""
+        ...
+
+    def lora(self, x: Tensor, weights: LoraWeights) -> Tensor:
+        """x W^T + bias + scale (x A^T) B^T: (N, K) → (N, outputs). No gradient of W exists."""
+        ...
+
+    def attend(self, qkv: Tensor, segments: Segments, shape: HeadShape, window: int | None, keep: bool) -> Tensor:
+        """Causal attention inside each sequence: (T, (H + 2 HK) hd), rotated and scaled, → (T, H hd).
+
+        Without `keep`, attention weights are computed again in the backward pass."""
+        ...
+
+    def token_loss(self, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, D), (V, D), (P,) → summed cross-entropy in nats (differentiable), and how many targets rank first."""
         ...
 
 
@@ -45,14 +101,42 @@ class PlainOperations:
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
 
-    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, query_scale: float) -> Tensor:
-        x = qkv.unflatten(1, (heads + 2 * kv_heads, -1))  # (N, H + 2 HK, hd)
-        first, second = x[:, : heads + kv_heads].float().chunk(2, -1)
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape, query_scale: float) -> Tensor:
+        x = qkv.unflatten(1, (shape.total, -1))  # (N, H + 2 HK, hd)
+        turning = shape.heads + shape.kv_heads
+        first, second = x[:, :turning].float().chunk(2, -1)
         c, s = cos[:, None], sin[:, None]
-        turned = torch.cat([first * c - second * s, second * c + first * s], -1)
-        q, k = turned.split([heads, kv_heads], 1)
-        return torch.cat([(q * query_scale).to(x.dtype), k.to(x.dtype), x[:, heads + kv_heads :]], 1).flatten(1)
+        q, k = torch.cat([first * c - second * s, second * c + first * s], -1).split([shape.heads, shape.kv_heads], 1)
+        return torch.cat([(q * query_scale).to(x.dtype), k.to(x.dtype), x[:, turning:]], 1).flatten(1)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+    def lora(self, x: Tensor, weights: LoraWeights) -> Tensor:
+        y = F.linear(x, weights.weight, weights.bias)
+        h = F.linear(x, weights.a.to(x.dtype))  # (N, R)
+        for (first, rows), part, b in zip(weights.cuts, h.split(weights.rank, 1), weights.b, strict=True):
+            term = F.linear(part, b.to(x.dtype)) * weights.scale
+            y = y.slice_scatter(y[:, first : first + rows] + term, 1, first, first + rows)
+        return y
+
+    def attend(self, qkv: Tensor, segments: Segments, shape: HeadShape, window: int | None, keep: bool) -> Tensor:
+        cells = qkv.index_select(0, segments.source).unflatten(1, (shape.total, shape.head_dim))
+        parts = []
+        for grid in segments.grids:
+            x = cells[grid.cells].unflatten(0, (grid.count, grid.length)).transpose(1, 2)  # (B, heads, L, hd)
+            q, k, v = x.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+            mask = None if window is None else seen(Block(0, grid.length, 0), window, qkv.device)
+            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=1.0, enable_gqa=True)
+            parts.append(out.transpose(1, 2).reshape(grid.count * grid.length, -1))
+        return torch.cat(parts).index_select(0, segments.first)
+
+    def token_loss(self, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), device=hidden.device)
+        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        for rows, wanted in zip(hidden.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
+            logits = F.linear(rows, head).float()
+            total = total + F.cross_entropy(logits, wanted, reduction="sum")
+            right = right + logits.detach().argmax(-1).eq(wanted).sum()
+        return total, right

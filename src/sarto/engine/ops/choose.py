@@ -1,0 +1,23 @@
+"""Chooses the operations of a device, once per process and device; what was chosen is stated in a run's parameters."""
+
+from __future__ import annotations
+
+import torch
+
+from sarto.engine.ops.fused import FusedOperations
+from sarto.engine.ops.kernels import EagerKernels
+from sarto.engine.ops.plain import Operations, PlainOperations
+
+
+def choose_operations(device: torch.device) -> Operations:
+    """On a processor the fused ones, with compiled pieces where the package was built with them; else plain ones."""
+    return FusedOperations(EagerKernels()) if device.type == "cpu" else PlainOperations()
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it, else float32."""
+    if device.type != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    features = torch.cpu.get_capabilities()
+    native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,270 @@
+"""The operations with a backward pass of their own: nothing is kept that is not needed, no gradient of a frozen weight
+is ever formed, and products are as few and as large as they can be. Autograd only strings them together.
+
+The matrix products are torch's; the pieces between them come from a `Kernels` (eager torch, or kernels.cpp).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sarto.engine.ops.kernels import Kernels
+from sarto.engine.ops.plain import LOSS_ROWS, Activation, HeadShape, LoraWeights
+from sarto.engine.ops.segments import Block, Grid, Segments, blocks
+
+ROOM = 64
+"""Free columns behind a matrix that a LoRA product reads next: the thin factor is written there, x is not copied."""
+
+
+def roomy(like: Tensor, rows: int, columns: int) -> Tensor:
+    """An uninitialised (rows, columns) matrix with free columns behind it."""
+    return like.new_empty(rows, columns + ROOM)[:, :columns]
+
+
+def beside(x: Tensor, columns: int) -> Tensor:
+    """[x, free columns] as one matrix: in x's own room where it has some, else in a copy."""
+    rows, width = x.shape
+    if columns <= ROOM and x.stride() == (width + ROOM, 1) and x.storage_offset() == 0:
+        return x.as_strided((rows, width + columns), x.stride())
+    wide = x.new_empty(rows, width + columns)
+    wide[:, :width] = x
+    return wide
+
+
+class FusedOperations:
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.name = f"fused, {kernels.name}"
+
+    def add_norm(self, stream: Tensor | None, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        both: tuple[Tensor, Tensor] = _AddNorm.apply(stream, delta, weight, eps, self.kernels)  # type: ignore[no-untyped-call]
+        return both
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        normed: Tensor = _AddNorm.apply(None, flat, weight, eps, self.kernels)[1]  # type: ignore[no-untyped-call]
+        return normed.reshape(x.shape)
+
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape, query_scale: float) -> Tensor:
+        turned: Tensor = _Rotate.apply(qkv, cos, sin, shape, query_scale, self.kernels)  # type: ignore[no-untyped-call]
+        return turned
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        out: Tensor = _Gated.apply(gate_up, activation, self.kernels)  # type: ignore[no-untyped-call]
+        return out
+
+    def lora(self, x: Tensor, weights: LoraWeights) -> Tensor:
+        y: Tensor = _Lora.apply(x, weights, weights.a, *weights.b)  # type: ignore[no-untyped-call]
+        return y
+
+    def attend(self, qkv: Tensor, segments: Segments, shape: HeadShape, window: int | None, keep: bool) -> Tensor:
+        out: Tensor = _Attend.apply(qkv, segments, shape, window, keep, self.kernels)  # type: ignore[no-untyped-call]
+        return out
+
+    def token_loss(self, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        both: tuple[Tensor, Tensor] = _TokenLoss.apply(hidden, head, targets, self.kernels)  # type: ignore[no-untyped-call]
+        return both
+
+
+class _AddNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stream: Tensor | None, delta: Tensor, weight: Tensor, eps: float, kernels: Kernels
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        out = roomy(delta, *delta.shape)
+        stream, kept, scale = kernels.norm_forward(stream, delta, weight, eps, out)
+        ctx.save_for_backward(kept, scale, weight)
+        ctx.kernels = kernels
+        return stream, out
+
+    @staticmethod
+    def backward(ctx: Any, stream_grad: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, scale, weight = ctx.saved_tensors
+        out = roomy(grad, *grad.shape)
+        total = ctx.kernels.norm_backward(grad, stream_grad, kept, scale, weight, out)
+        return total if ctx.needs_input_grad[0] else None, out, None, None, None
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape, query_scale: float, kernels: Kernels
+    ) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.given = shape, query_scale, kernels
+        out = torch.empty_like(qkv)
+        kernels.rotate(qkv, cos, sin, shape, query_scale, 1.0, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shape, query_scale, kernels = ctx.given
+        out = roomy(grad, *grad.shape)
+        kernels.rotate(grad, *ctx.saved_tensors, shape, query_scale, -1.0, out)
+        return out, None, None, None, None, None
+
+
+class _Gated(Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, activation: Activation, kernels: Kernels) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.given = activation, kernels
+        out = roomy(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
+        kernels.gated_forward(gate_up, activation, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gate_up,) = ctx.saved_tensors
+        activation, kernels = ctx.given
+        out = roomy(gate_up, *gate_up.shape)
+        kernels.gated_backward(grad, gate_up, activation, out)
+        return out, None, None
+
+
+class _Lora(Function):
+    """With h = x A^T, one product [x, h] [W, sB]^T gives base and adapter with one rounding: a small term added to an
+    output that is rounded to bfloat16 already would mostly round away again. Backward likewise, [dy, dh] [[W], [A]]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: LoraWeights, a: Tensor, *b: Tensor) -> Tensor:
+        matrix, outputs, inputs, rank = weights.bordered, weights.outputs, weights.inputs, weights.rank
+        matrix[outputs:, :inputs] = a
+        for index, ((first, rows), part) in enumerate(zip(weights.cuts, b, strict=True)):
+            columns = slice(inputs + index * rank, inputs + (index + 1) * rank)
+            torch.mul(part, weights.scale, out=matrix[first : first + rows, columns])
+        wide = beside(x, len(a))  # (N, K + R)
+        torch.mm(wide[:, :inputs], matrix[outputs:, :inputs].t(), out=wide[:, inputs:])
+        ctx.save_for_backward(wide)
+        ctx.weights = weights
+        product = matrix[:outputs].t()
+        return torch.mm(wide, product) if weights.bias is None else torch.addmm(weights.bias, wide, product)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (wide,) = ctx.saved_tensors
+        weights: LoraWeights = ctx.weights
+        matrix, outputs, inputs, rank = weights.bordered, weights.outputs, weights.inputs, weights.rank
+        wide_grad = beside(grad, rank * len(weights.cuts))  # (N, outputs + R)
+        b_grads = []
+        for index, (first, rows) in enumerate(weights.cuts):
+            part = grad[:, first : first + rows]
+            columns = slice(inputs + index * rank, inputs + (index + 1) * rank)
+            at = outputs + index * rank
+            torch.mm(part, matrix[first : first + rows, columns], out=wide_grad[:, at : at + rank])
+            b_grads.append(torch.mm(part.t(), wide[:, columns]).float().mul_(weights.scale))
+        a_grad = torch.mm(wide_grad[:, outputs:].t(), wide[:, :inputs]).float()
+        x_grad = torch.mm(wide_grad, matrix[:, :inputs]) if ctx.needs_input_grad[0] else None
+        return x_grad, None, a_grad, *b_grads
+
+
+class _Attend(Function):
+    """Query heads that share a key head are stacked, so that grouped attention is two batched products without copies
+    of keys; sequences of similar length are computed together."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, segments: Segments, shape: HeadShape, window: int | None, keep: bool, kernels: Kernels
+    ) -> Tensor:
+        cells = qkv.index_select(0, segments.source)  # (C, (H + 2 HK) hd)
+        out = cells.new_empty(len(cells), shape.heads * shape.head_dim)
+        kept = []
+        for grid in segments.grids:
+            q, k, v = _stacked(cells, grid, shape)
+            answers = _by_head(out, grid, shape.heads, shape.head_dim)  # (B, H, L, hd)
+            for block in blocks(grid.length, window):
+                queries = _queries(q, block)
+                weights = _weights(queries, k, block, window, kernels)
+                part = torch.bmm(weights, v[:, block.low : block.last])
+                answers[:, :, block.first : block.last] = part.view(grid.count, shape.heads, -1, shape.head_dim)
+                if keep:
+                    kept.append(weights)
+        ctx.save_for_backward(cells, *kept)
+        ctx.given = segments, shape, window, keep, kernels
+        return torch.index_select(out, 0, segments.first, out=roomy(out, len(qkv), out.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cells, *kept = ctx.saved_tensors
+        segments, shape, window, keep, kernels = ctx.given
+        width = shape.head_dim
+        grad_cells = grad.new_zeros(len(cells), grad.shape[1]).index_copy_(0, segments.first, grad)
+        out = torch.empty_like(cells)
+        at = 0
+        for grid in segments.grids:
+            q, k, v = _stacked(cells, grid, shape)
+            answers = _by_head(grad_cells, grid, shape.heads, width).unflatten(1, (shape.kv_heads, -1))
+            to = _by_head(out, grid, shape.total, width)
+            k_grad, v_grad = torch.zeros_like(k), torch.zeros_like(v)
+            for block in blocks(grid.length, window):
+                queries, keys = _queries(q, block), slice(block.low, block.last)
+                weights = kept[at] if keep else _weights(queries, k, block, window, kernels)
+                at += 1
+                part = _queries(answers, block)
+                scores = torch.bmm(part, v[:, keys].transpose(1, 2))
+                scores = kernels.softmax_backward(weights, scores, block, window)
+                q_grad = torch.bmm(scores, k[:, keys]).view(grid.count, shape.heads, -1, width)
+                to[:, : shape.heads, block.first : block.last] = q_grad
+                k_grad[:, keys] += torch.bmm(scores.transpose(1, 2), queries)
+                v_grad[:, keys] += torch.bmm(weights.transpose(1, 2), part)
+            to[:, shape.heads : -shape.kv_heads] = k_grad.view(grid.count, shape.kv_heads, -1, width)
+            to[:, -shape.kv_heads :] = v_grad.view(grid.count, shape.kv_heads, -1, width)
+        rows = grad.new_empty(len(segments.first), cells.shape[1])
+        kernels.sum_uses(out, segments, rows)
+        return rows, None, None, None, None, None
+
+
+def _by_head(cells: Tensor, grid: Grid, heads: int, width: int) -> Tensor:
+    """A view of a grid's cells: (B, heads, L, hd)."""
+    return cells[grid.cells].view(grid.count, grid.length, heads, width).transpose(1, 2)
+
+
+def _stacked(cells: Tensor, grid: Grid, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, HK, rep, L, hd) as a view, k and v (B HK, L, hd) as copies that products can read."""
+    x = _by_head(cells, grid, shape.total, shape.head_dim)
+    q = x[:, : shape.heads].unflatten(1, (shape.kv_heads, -1))
+    k = x[:, shape.heads : -shape.kv_heads].reshape(-1, grid.length, shape.head_dim)
+    return q, k, x[:, -shape.kv_heads :].reshape(-1, grid.length, shape.head_dim)
+
+
+def _queries(q: Tensor, block: Block) -> Tensor:
+    """(B, HK, rep, L, hd) → (B HK, rep * queries, hd)."""
+    part = q[:, :, :, block.first : block.last]
+    return part.reshape(part.shape[0] * part.shape[1], -1, part.shape[-1])
+
+
+def _weights(queries: Tensor, k: Tensor, block: Block, window: int | None, kernels: Kernels) -> Tensor:
+    scores = torch.bmm(queries, k[:, block.low : block.last].transpose(1, 2))
+    return kernels.softmax_forward(scores, block, window)
+
+
+class _TokenLoss(Function):
+    """Loss and gradient in one pass over chunks of logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if wanted else None
+        losses, right = [], []
+        for first in range(0, len(hidden), LOSS_ROWS):
+            rows = slice(first, first + LOSS_ROWS)
+            logits = torch.mm(hidden[rows], head.t())
+            each, hits = kernels.loss(logits, targets[rows], wanted)
+            losses.append(each)
+            right.append(hits)
+            if grad is not None:
+                torch.mm(logits, head, out=grad[rows])
+        ctx.save_for_backward(grad)
+        count = torch.cat(right).sum()
+        ctx.mark_non_differentiable(count)
+        return torch.cat(losses).sum(), count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden_grad,) = ctx.saved_tensors
+        return hidden_grad * grad.to(hidden_grad.dtype), None, None, None

@@ -1,0 +1,81 @@
+"""Where the attention of a packed batch looks: sequences as grids of row numbers, and index lists made from them.
+
+Knows no model. Made per batch, shared by all layers and by every set of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+QUERY_BLOCK = 64
+"""Queries are taken in blocks of about this many, so that most of the upper triangle is never computed."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`count` sequences of `length` cells, from cell `at` on."""
+
+    at: int
+    count: int
+    length: int
+
+    @property
+    def cells(self) -> slice:
+        return slice(self.at, self.at + self.count * self.length)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries [first, last) of every sequence of a grid, which see keys [low, last)."""
+
+    first: int
+    last: int
+    low: int
+
+
+@dataclass(frozen=True)
+class Segments:
+    grids: tuple[Grid, ...]
+    source: Tensor
+    """(C,) int64: the row in each cell; padding cells read row 0, and nothing reads them."""
+    first: Tensor
+    """(T,) int64: the cell of each row's first use, where its answer is taken from (all its uses agree)."""
+    starts: Tensor
+    """(T + 1,) int64: the uses of row t are uses[starts[t]:starts[t + 1]]; their gradients add up."""
+    uses: Tensor
+    """(U,) int64: cells by row."""
+    shared: bool
+    """Some row is used by several sequences."""
+
+    @classmethod
+    def of(cls, grids: tuple[Tensor, ...], rows: int) -> Segments:
+        shapes, at = [], 0
+        for grid in grids:
+            shapes.append(Grid(at, *grid.shape))
+            at += grid.numel()
+        source = torch.cat([grid.flatten() for grid in grids])
+        used = source.ge(0).nonzero().flatten()
+        uses = used[source[used].argsort(stable=True)]
+        counts = source[used].bincount(minlength=rows)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(tuple(shapes), source.clamp(min=0), uses[starts[:-1]], starts, uses, len(uses) > rows)
+
+
+def blocks(length: int, window: int | None) -> Iterator[Block]:
+    """Cuts of one sequence: together they see every pair that a causal (and sliding) attention sees."""
+    count = max(1, round(length / QUERY_BLOCK))
+    for index in range(count):
+        first, last = length * index // count, length * (index + 1) // count
+        yield Block(first, last, 0 if window is None else max(0, first - window + 1))
+
+
+def seen(block: Block, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys) of a block: true where the query sees the key."""
+    query = torch.arange(block.first, block.last, device=device)[:, None]
+    key = torch.arange(block.low, block.last, device=device)[None]
+    visible = key <= query
+    return visible if window is None else visible & (key > query - window)
