@@ -120,9 +120,13 @@ class Unauthenticated(SartoError):
 
 
 class MethodNotAllowed(Unimplemented):
-    """An URL that exists, asked with a verb it does not have."""
+    """An URL that exists, asked with a verb it does not have; `allowed` are those it has."""
 
     http_status = 405
+
+    def __init__(self, message: str, allowed: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = sorted(allowed)
 
 
 class PayloadTooLarge(InvalidArgument):

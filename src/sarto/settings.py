@@ -51,7 +51,9 @@ class Settings(BaseModel):
     lease_seconds: float = 10.0
     """How long a supervisor may be silent before its jobs are taken over."""
     token_seconds: int = 3600
-    """Life of an access token."""
+    """Life of an access token, in seconds."""
+    metadata_server: bool = False
+    """Answer the metadata-server paths, as the administrator, for programs on this machine that insist on them."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -105,7 +105,7 @@ class Authenticator:
             raise InvalidGrant("invalid_grant", error.message) from None
         answer = self.issue(key)
         if claims.get("target_audience"):
-            answer["id_token"] = self._identity_token(key, str(claims["target_audience"]))
+            answer["id_token"] = self.identity_token(key, str(claims["target_audience"]))
         return answer
 
     def exchange(self, form: Mapping[str, str]) -> dict[str, Any]:
@@ -131,13 +131,29 @@ class Authenticator:
         token = jwt.encode(claims, self._secret, algorithm="HS256", headers={"kid": "access"})
         return {"access_token": token, "token_type": "Bearer", "expires_in": max(0, expiry - now)}
 
-    def issue_for_email(self, email: str) -> dict[str, Any]:
-        """For the metadata server: a token of the account's newest active key. Raises Unauthenticated."""
+    def identity_token(self, key: service_accounts.AccountKey, audience: str) -> str:
+        """Says to `audience` who the account is; never a bearer here."""
+        now = int(time.time())
+        account = key.account
+        claims = {
+            "iss": self.addresses[0],
+            "aud": audience,
+            "azp": account.email,
+            "sub": account.unique_id,
+            "email": account.email,
+            "email_verified": True,
+            "iat": now,
+            "exp": now + self.token_seconds,
+        }
+        return jwt.encode(claims, self._identity, algorithm="RS256", headers={"kid": _key_name(self._identity)})
+
+    def newest_key(self, email: str) -> service_accounts.AccountKey:
+        """The account's newest enabled key, for the metadata server. Raises Unauthenticated when it has none."""
         table = tables.service_account_key
         query = sa.select(table.c.id).where(table.c.email == email, ~table.c.disabled)
         with self.database.reading() as connection:
             row = connection.execute(query.order_by(table.c.create_time.desc()).limit(1)).first()
-        return self.issue(self._active_key(row.id if row else ""))
+        return self._active_key(row.id if row else "")
 
     def public_keys(self) -> dict[str, Any]:
         """The JSON Web Key Set that identity tokens verify under."""
@@ -200,21 +216,6 @@ class Authenticator:
         if key is None or not key.is_active:
             raise Unauthenticated("the token was signed with a key this server does not know or has disabled")
         return key
-
-    def _identity_token(self, key: service_accounts.AccountKey, audience: str) -> str:
-        now = int(time.time())
-        account = key.account
-        claims = {
-            "iss": self.addresses[0],
-            "aud": audience,
-            "azp": account.email,
-            "sub": account.unique_id,
-            "email": account.email,
-            "email_verified": True,
-            "iat": now,
-            "exp": now + self.token_seconds,
-        }
-        return jwt.encode(claims, self._identity, algorithm="RS256", headers={"kid": _key_name(self._identity)})
 
 
 def _aliases(address: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -63,15 +62,3 @@ def all_projects(database: Database) -> list[Project]:
     with database.reading() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.create_time, table.c.id)).all()
     return [Project(row.id, row.number, row.create_time) for row in rows]
-
-
-def to_json(project: Project, create_time: str) -> dict[str, Any]:
-    """The resource manager's Project."""
-    return {
-        "name": f"projects/{project.number}",
-        "projectId": project.id,
-        "projectNumber": project.number,
-        "displayName": project.id,
-        "state": "ACTIVE",
-        "createTime": create_time,
-    }

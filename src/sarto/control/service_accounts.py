@@ -146,6 +146,11 @@ def open_home(database: Database, home: Path, project_id: str, address: str) -> 
     return path
 
 
+def read_email(key_file_path: Path) -> str:
+    """The account of a key file that `open_home` gave."""
+    return str(json.loads(key_file_path.read_bytes())["client_email"])
+
+
 def _administrator(connection: Connection) -> ServiceAccount | None:
     table = tables.service_account
     query = sa.select(table).where(table.c.display_name == ADMIN).order_by(table.c.create_time).limit(1)

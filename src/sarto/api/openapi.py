@@ -1,0 +1,132 @@
+"""OpenAPI 3.1 from the route table and the messages. A route that names no message takes and gives JSON objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import models_json_schema
+
+from sarto import __version__
+from sarto.api.routing import API_VERSIONS, PUBLIC, SIGNED_IN, Route
+from sarto.schema.wire import Message
+
+REF = "#/components/schemas/{model}"
+INTEGERS = {"page_size"}
+BOOLEANS = {"force"}
+STATUS = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "status"],
+            "properties": {
+                "code": {"type": "integer", "description": "The HTTP status."},
+                "message": {"type": "string"},
+                "status": {"type": "string", "description": "The google.rpc code by name."},
+                "details": {"type": "array", "items": {"type": "object"}},
+            },
+        }
+    },
+}
+
+
+def describe(routes: Iterable[Route]) -> dict[str, Any]:
+    """The whole document. Paths are given under every API version."""
+    routes = list(routes)
+    messages = {kind for route in routes for kind in (route.request, route.response) if _is_message(kind)}
+    _, schemas = models_json_schema(
+        [(kind, "serialization") for kind in sorted(messages, key=lambda kind: kind.__name__)], ref_template=REF
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        for path in route.paths():
+            if path.startswith("/ui/"):
+                continue
+            paths.setdefault(_template(path), {})[route.method.lower()] = _operation(route, path)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Sarto",
+            "version": __version__,
+            "description": "A self-hosted tuning service that speaks the Vertex AI REST API.",
+        },
+        "security": [{"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.get("$defs", {}) | {"Error": STATUS},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route, path: str) -> dict[str, Any]:
+    version = path.split("/")[1]
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route, version if version in API_VERSIONS else ""),
+        "summary": route.summary,
+        "tags": [_tag(route)],
+        "parameters": [*_path_parameters(path), *_query_parameters(route)],
+        "responses": {
+            "200": {"description": "The answer.", "content": _content(route.response)},
+            "default": {"description": "An error.", "content": {"application/json": {"schema": _ref("Error")}}},
+        },
+    }
+    if route.permission == PUBLIC:
+        operation["security"] = []
+    elif route.permission != SIGNED_IN:
+        operation["description"] = f"Needs the permission `{route.permission}`."
+    if route.request is not None:
+        operation["requestBody"] = {"required": True, "content": _content(route.request)}
+    return operation
+
+
+def _content(kind: Any) -> dict[str, Any]:
+    """A message, a plain JSON schema, or another media type by its name."""
+    if isinstance(kind, str):
+        return {kind: {"schema": {}}}
+    if _is_message(kind):
+        return {"application/json": {"schema": _ref(kind.__name__)}}
+    return {"application/json": {"schema": kind or {"type": "object"}}}
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)(?:=\*\*)?}", path)
+    ]
+
+
+def _query_parameters(route: Route) -> list[dict[str, Any]]:
+    found = []
+    for name in route.query or ():
+        kind = "integer" if name in INTEGERS else "boolean" if name in BOOLEANS else "string"
+        schema = {"type": kind, "minimum": 0, "maximum": 999_999_999} if kind == "integer" else {"type": kind}
+        found.append({"name": to_camel(name), "in": "query", "schema": schema})
+    return found
+
+
+def _operation_id(route: Route, version: str) -> str:
+    module = route.handler.__module__.rpartition(".")[2]
+    parts = [version, module, route.handler.__name__.rstrip("_"), route.method.lower()]
+    literal = re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"{[^}]*}", "", route.path)).strip("_")
+    return "_".join(part for part in [*parts, literal] if part)
+
+
+def _template(path: str) -> str:
+    return path.replace("=**}", "}")
+
+
+def _tag(route: Route) -> str:
+    return route.handler.__module__.rpartition(".")[2].replace("_", " ")
+
+
+def _is_message(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Message)
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": REF.format(model=name)}

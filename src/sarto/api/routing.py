@@ -1,0 +1,153 @@
+"""From method and raw path to a route. Ids are percent-decoded one path segment at a time: `%2F` stays inside its id.
+
+A template segment is a literal, `{name}` for one segment, or `{name=**}` for all that follow; the last may end in
+`:verb`. A leading `/{api}/` stands for every API version. Matching walks down a tree: a few look-ups for any number of
+routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from sarto.errors import InvalidArgument, MethodNotAllowed, NotFound
+
+API_VERSIONS = ("v1", "v1beta1")
+OPERATION_PREFIXES = ("ui",)
+"""The generated REST client polls operations here, without a version."""
+
+PUBLIC = "public"
+"""Permission of a route that needs no token."""
+SIGNED_IN = "signed-in"
+"""Permission of a route that any valid token opens; it shows only what the caller may see."""
+
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One URL of the service. `permission` is what control asks for before it acts; `request` and `response` are
+    messages (see `openapi`), `query` the parameters it reads (snake_case; None: it checks them itself)."""
+
+    method: str
+    path: str
+    handler: Handler
+    permission: str
+    summary: str
+    request: Any = None
+    response: Any = None
+    query: tuple[str, ...] | None = ()
+
+    @property
+    def resource(self) -> str:
+        """The template of the resource the path names: no version, no verb."""
+        return self.path.removeprefix("/{api}/").partition(":")[0]
+
+    def paths(self) -> list[str]:
+        """The path under each of its versions."""
+        if not self.path.startswith("/{api}/"):
+            return [self.path]
+        prefixes = API_VERSIONS + (OPERATION_PREFIXES if "/operations" in self.path else ())
+        return [f"/{prefix}/{self.path.removeprefix('/{api}/')}" for prefix in prefixes]
+
+
+@dataclass
+class _Node:
+    literals: dict[str, _Node] = field(default_factory=dict)
+    wildcard: _Node | None = None
+    verbs: dict[str, dict[str, tuple[Route, tuple[str, ...]]]] = field(default_factory=dict)
+    rest: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
+
+    def child(self, segment: str) -> _Node | None:
+        return self.literals.get(segment) or self.wildcard
+
+
+class Router:
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._root = _Node()
+        for route in routes:
+            for path in route.paths():
+                self._add(path, route)
+
+    def find(self, method: str, raw_path: bytes) -> tuple[Route, dict[str, str]]:
+        """The route and its path values. Raises NotFound, MethodNotAllowed, InvalidArgument (not UTF-8)."""
+        segments = _segments(raw_path)
+        values: list[str] = []
+        node, rest = self._root, None
+        for position, segment in enumerate(segments):
+            if node.rest:
+                rest = (node.rest, [*values, "/".join(segments[position:])])
+            if position == len(segments) - 1:
+                found = self._last(node, segment, values)
+                if found is not None:
+                    return _by_method(found[0], method, found[1])
+                break
+            step = node.literals.get(segment)
+            if step is None:
+                step = node.wildcard
+                values.append(segment)
+            if step is None:
+                break
+            node = step
+        if rest is not None:
+            return _by_method(rest[0], method, rest[1])
+        raise NotFound(f"There is no method at this path: {method} /{'/'.join(segments)}")
+
+    def _last(self, node: _Node, segment: str, values: list[str]) -> Any:
+        head, colon, verb = segment.rpartition(":")
+        if colon:
+            child = node.child(head)
+            if child is not None and verb in child.verbs:
+                return child.verbs[verb], values if head in node.literals else [*values, head]
+        child = node.child(segment)
+        if child is None or "" not in child.verbs:
+            return None
+        return child.verbs[""], values if segment in node.literals else [*values, segment]
+
+    def _add(self, path: str, route: Route) -> None:
+        names: list[str] = []
+        node = self._root
+        segments = path[1:].split("/")
+        for segment in segments[:-1]:
+            node = self._step(node, segment, names)
+        last, _, verb = segments[-1].partition(":")
+        if last.endswith("=**}"):
+            names.append(last[1:-4])
+            table = node.rest
+        else:
+            table = self._step(node, last, names).verbs.setdefault(verb, {})
+        assert route.method not in table, f"two routes for {route.method} {path}"
+        table[route.method] = (route, tuple(names))
+
+    def _step(self, node: _Node, segment: str, names: list[str]) -> _Node:
+        if segment.startswith("{"):
+            names.append(segment[1:-1])
+            if node.wildcard is None:
+                node.wildcard = _Node()
+            return node.wildcard
+        return node.literals.setdefault(segment, _Node())
+
+
+def _segments(raw_path: bytes) -> list[str]:
+    """Decoded segments, without the prefix of a Google host name that some clients put in front."""
+    try:
+        segments = raw_path.decode("utf-8").lstrip("/").split("/")
+        if b"%" in raw_path:
+            segments = [unquote(segment, errors="strict") for segment in segments]
+    except UnicodeDecodeError:
+        raise InvalidArgument("The path of the URL is not valid UTF-8.") from None
+    return segments[1:] if segments[0].endswith(".googleapis.com") else segments
+
+
+def _by_method(
+    table: dict[str, tuple[Route, tuple[str, ...]]], method: str, values: list[str]
+) -> tuple[Route, dict[str, str]]:
+    found = table.get(method) or (table.get("GET") if method == "HEAD" else None)
+    if found is None:
+        raise MethodNotAllowed(f"This path has no {method}; it has {', '.join(sorted(table))}.", table)
+    return found[0], dict(zip(found[1], values, strict=True))

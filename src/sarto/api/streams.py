@@ -1,0 +1,86 @@
+"""Answers that arrive in pieces: server-sent events (`alt=sse`) or one JSON array, the two forms clients read.
+
+The status is decided by the first piece; a fault after it is sent as a last piece in Google's error form. When the
+client hangs up, the source is closed, which stops whatever makes the pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import orjson
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sarto.api.http import disconnected, failure, until_gone
+from sarto.errors import Internal, SartoError
+from sarto.schema.wire import Message
+
+logger = logging.getLogger(__name__)
+
+
+async def stream(request: Request, source: AsyncGenerator[Message]) -> ASGIApp:
+    """Answer with the messages of `source`, in the form the client asks for. Raises what the first one raises."""
+    try:
+        first = await until_gone(request, anext(source, None))
+    except BaseException:
+        await source.aclose()
+        raise
+    as_events = "alt=sse" in request.scope["query_string"].decode("latin-1").split("&")
+    return Stream(_whole(first, source), as_events)
+
+
+async def _whole(first: Message | None, rest: AsyncGenerator[Message]) -> AsyncGenerator[bytes]:
+    """Every message as JSON; an error becomes the last piece."""
+    async with aclosing(rest):
+        try:
+            if first is not None:
+                yield orjson.dumps(first.to_json())
+                async for message in rest:
+                    yield orjson.dumps(message.to_json())
+        except SartoError as error:
+            yield failure(error).body
+        except Exception:
+            logger.exception("stream failed")
+            yield failure(Internal("Internal error while streaming; the log has it.")).body
+
+
+class Stream:
+    def __init__(self, pieces: AsyncGenerator[bytes], as_events: bool) -> None:
+        self._pieces, self._as_events = pieces, as_events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(send))
+        watching = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, watching):
+                task.cancel()
+            await asyncio.gather(sending, watching, return_exceptions=True)
+
+    async def _send(self, send: Send) -> None:
+        kind = b"text/event-stream" if self._as_events else b"application/json; charset=UTF-8"
+        headers = [(b"content-type", kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with aclosing(self._pieces):
+            async for piece in _framed(self._pieces, self._as_events):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _framed(pieces: AsyncIterator[bytes], as_events: bool) -> AsyncGenerator[bytes]:
+    opening = b"["
+    async for piece in pieces:
+        if as_events:
+            yield b"data: " + piece + b"\r\n\r\n"
+        else:
+            yield opening + piece
+            opening = b"\n,\r\n"
+    if not as_events:
+        yield b"[]" if opening == b"[" else b"\n]"

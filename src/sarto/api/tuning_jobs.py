@@ -1,0 +1,64 @@
+"""tuningJobs: one short handler per verb."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from sarto.api.http import (
+    Reply,
+    in_control,
+    listing,
+    named,
+    page,
+    parent,
+    query,
+    read_body,
+    read_message,
+    reply,
+    resource_name,
+)
+from sarto.control import events, tuning_jobs
+from sarto.errors import InvalidArgument
+from sarto.names import parse_resource
+from sarto.schema.tuning_jobs import TuningJob
+
+JOBS = "tuningJobs"
+
+
+async def create(request: Request) -> Reply:
+    job = await read_message(request, TuningJob, "tuning_job")
+    request_id = query(request).get("request_id", "")
+    return reply(await in_control(request, tuning_jobs.create, parent(request), job, request_id))
+
+
+async def get(request: Request) -> Reply:
+    return reply(await in_control(request, tuning_jobs.get, named(request, JOBS)))
+
+
+async def list_(request: Request) -> Reply:
+    place, chosen = parent(request, wildcard=True), query(request).get("filter", "")
+    return listing(JOBS, await in_control(request, tuning_jobs.list_, place, *page(request), chosen))
+
+
+async def cancel(request: Request) -> Reply:
+    await read_body(request)
+    await in_control(request, tuning_jobs.cancel, named(request, JOBS))
+    return reply({})
+
+
+async def delete(request: Request) -> Reply:
+    await in_control(request, tuning_jobs.delete, named(request, JOBS))
+    return reply({})
+
+
+async def list_events(request: Request) -> Reply:
+    """What happened to a job, oldest first. The token goes on where the page ended, also when nothing new is there."""
+    size, token = page(request)
+    if token and not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidArgument.field("page_token", "The page token is not one this list gave.")
+    values = request.path_params
+    job = ResourceName(
+        check_project(values["project"]), check_location(values["location"]), JOBS, check_id(values["job"])
+    )
+    rows, cursor = await in_control(request, events.list_, job, int(token or 0), size or events.MOST)
+    return reply({"events": rows, "nextPageToken": str(cursor)})
