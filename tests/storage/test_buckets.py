@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
@@ -24,10 +25,13 @@ from sarto.errors import (
 )
 from sarto.storage.buckets import Buckets, Conditions, ObjectFields
 from sarto.storage.database import Database
-from sarto.storage.objects import check_bucket_name
+from sarto.storage.objects import NoSuchBucket, check_bucket_name
 from sarto.storage.tables import meta, metadata
 
 from .conftest import OWNER, STRANGER
+
+
+FIRST = Conditions(metageneration=1)
 
 
 def contents(buckets: Buckets) -> set[str]:
@@ -82,7 +86,7 @@ def test_conditions_hold_or_nothing_happens(buckets: Buckets) -> None:
     with pytest.raises(ConditionNotMet, match="ifGenerationMatch"):
         buckets.put_bytes("data", "a", b"2", if_generation_match=0)
     with pytest.raises(ConditionNotMet, match="ifMetagenerationMatch"):
-        buckets.update(first, ObjectFields(), Conditions(metageneration=7))
+        buckets.update("data", "a", lambda fields: fields, conditions=Conditions(metageneration=7))
     with pytest.raises(ConditionNotMet, match="ifGenerationNotMatch"):
         buckets.delete("data", "a", conditions=Conditions(not_generation=first.generation))
     assert buckets.path(buckets.stat("data", "a")).read_bytes() == b"1"
@@ -124,12 +128,12 @@ def test_writers_and_deleters_of_equal_bytes_never_lose_content(buckets: Buckets
 
 def test_updating_fields_keeps_bytes_and_generation(buckets: Buckets) -> None:
     put = buckets.put_bytes("data", "a", b"1")
-    changed = buckets.update(put, ObjectFields(content_type="text/plain", metadata={"k": "v"}))
+    changed = buckets.update("data", "a", lambda fields: replace(fields, content_type="text/plain"))
     assert buckets.stat("data", "a") == changed
     assert (changed.generation, changed.metageneration, changed.content_type) == (put.generation, 2, "text/plain")
     buckets.put_bytes("data", "a", b"2")
     with pytest.raises(NotFound):
-        buckets.update(put, ObjectFields())
+        buckets.update("data", "a", lambda fields: fields, put.generation)
 
 
 def test_copy_and_compose_make_whole_objects(buckets: Buckets) -> None:
@@ -179,7 +183,7 @@ def test_a_foreign_bucket_answers_as_one_that_does_not_exist(buckets: Buckets) -
         lambda b: buckets.put_bytes(b, "x", b"x", project=STRANGER),
         lambda b: buckets.delete(b, "a", project=STRANGER),
         lambda b: buckets.delete_bucket(b, project=STRANGER),
-        lambda b: buckets.update_bucket(b, {}, project=STRANGER),
+        lambda b: buckets.update_bucket(b, lambda _: {}, project=STRANGER),
         lambda b: buckets.copy(put, b, "x", project=STRANGER),
     ]
     for attempt in attempts:
@@ -188,7 +192,7 @@ def test_a_foreign_bucket_answers_as_one_that_does_not_exist(buckets: Buckets) -
             with pytest.raises(SartoError) as error:
                 attempt(name)
             answers.append((type(error.value), error.value.message))
-        assert answers[0] == answers[1] == (NotFound, "The specified bucket does not exist.")
+        assert answers[0] == answers[1] == (NoSuchBucket, "The specified bucket does not exist.")
     assert [b.name for b in buckets.buckets(STRANGER)] == ["theirs"]
     assert buckets.stat("data", "a", project=OWNER) == put
 
@@ -213,9 +217,9 @@ def test_bucket_life(buckets: Buckets) -> None:
     assert made.location == "US-CENTRAL1"
     with pytest.raises(AlreadyExists):
         buckets.create_bucket(STRANGER, "runs")
-    assert buckets.update_bucket("runs", {"labels": {}}, metageneration=1).metageneration == 2
+    assert buckets.update_bucket("runs", lambda old: {**old, "labels": {}}, FIRST).metageneration == 2
     with pytest.raises(ConditionNotMet):
-        buckets.update_bucket("runs", {}, metageneration=1)
+        buckets.update_bucket("runs", lambda _: {}, FIRST)
     assert [b.name for b in buckets.buckets(OWNER)] == ["data", "runs"]
     assert [b.name for b in buckets.buckets(OWNER, prefix="r")] == ["runs"]
     assert [b.name for b in buckets.buckets(OWNER, after="data", limit=1)] == ["runs"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +66,7 @@ class Buckets:
         with self._writing() as connection:
             if rows.bucket_row(connection, name) is not None:
                 raise AlreadyExists(
-                    f'The bucket name "{name}" is not available: all projects share one space of names; choose another'
+                    f'The bucket name "{name}" is taken: all projects share their names; choose another'
                 )
             now = self.database.now(connection)
             made = Bucket(name, project, location.upper(), is_public, 1, dict(resource or {}), now, now)
@@ -88,28 +88,31 @@ class Buckets:
             )
 
     def update_bucket(
-        self, name: str, resource: Mapping[str, Any], *, metageneration: int | None = None, project: str | None = None
+        self,
+        name: str,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
     ) -> Bucket:
-        """Replace the free part of a bucket's resource (labels and the like)."""
+        """Replace the free part of a bucket's resource (labels and the like) by what `change` makes of it."""
         with self._writing() as connection:
             found = rows.visible(connection, name, project, writing=True)
-            Conditions(metageneration=metageneration).check_metageneration(found.metageneration)
+            conditions.check_metageneration(found.metageneration)
             changed = replace(
                 found,
-                resource=dict(resource),
+                resource=dict(change(found.resource)),
                 metageneration=found.metageneration + 1,
                 update_time=self.database.now(connection),
             )
-            connection.execute(
-                bucket_table.update().where(bucket_table.c.name == name).values(rows.bucket_values(changed))
-            )
+            values = rows.bucket_values(changed)
+            connection.execute(bucket_table.update().where(bucket_table.c.name == name).values(values))
         return changed
 
-    def delete_bucket(self, name: str, *, metageneration: int | None = None, project: str | None = None) -> None:
+    def delete_bucket(self, name: str, conditions: Conditions = ALWAYS, project: str | None = None) -> None:
         """Raises NotEmpty while it holds an object."""
         with self._writing() as connection:
             found = rows.visible(connection, name, project, writing=True)
-            Conditions(metageneration=metageneration).check_metageneration(found.metageneration)
+            conditions.check_metageneration(found.metageneration)
             if connection.execute(
                 sa.select(stored_object.c.name).where(stored_object.c.bucket == name).limit(1)
             ).first():
@@ -199,7 +202,7 @@ class Buckets:
         (fields or PLAIN).check()
         with self._writing() as connection:
             rows.visible(connection, bucket, project, writing=True)
-            self._same(connection, source)
+            rows.live(connection, source.bucket, source.name, source.generation)
             found = rows.find(connection, bucket, name)
             conditions.check(found)
             stored = self._write(connection, bucket, name, source, fields or source.fields)
@@ -225,24 +228,30 @@ class Buckets:
             return self.store(bucket, name, spool.finish(), fields, conditions, project)
 
     def update(
-        self, found: StoredObject, fields: ObjectFields, conditions: Conditions = ALWAYS, project: str | None = None
+        self,
+        bucket: str,
+        name: str,
+        change: Callable[[ObjectFields], ObjectFields],
+        generation: int | None = None,
+        conditions: Conditions = ALWAYS,
+        project: str | None = None,
     ) -> StoredObject:
-        """Replace the fields of this version: the bytes and the generation stay, the metageneration grows."""
-        fields.check()
+        """Replace an object's fields by what `change` makes of them; its bytes and generation stay."""
         with self._writing() as connection:
-            rows.visible(connection, found.bucket, project, writing=True)
-            current = self._same(connection, found)
-            conditions.check(current)
+            rows.visible(connection, bucket, project, writing=True)
+            found = rows.live(connection, bucket, name, generation)
+            conditions.check(found)
+            fields = change(found.fields)
+            fields.check()
             changed = replace(
-                current,
+                found,
                 fields=fields,
                 content_type=fields.content_type,
-                metageneration=current.metageneration + 1,
+                metageneration=found.metageneration + 1,
                 update_time=self.database.now(connection),
             )
-            connection.execute(
-                stored_object.update().where(rows.key(found.bucket, found.name)).values(rows.object_values(changed))
-            )
+            values = rows.object_values(changed)
+            connection.execute(stored_object.update().where(rows.key(bucket, name)).values(values))
         return changed
 
     def delete(
@@ -319,8 +328,6 @@ class Buckets:
             with disk():
                 shutil.copyfile(self.path(found), target)
 
-    # Housekeeping
-
     def sweep(self) -> int:
         """Remove content that no object refers to and spools a dead server left; gives how many files it removed."""
         removed = 0
@@ -377,9 +384,6 @@ class Buckets:
         connection.execute(stored_object.delete().where(rows.key(bucket, name)))
         connection.execute(stored_object.insert().values(rows.object_values(stored)))
         return stored
-
-    def _same(self, connection: Connection, found: StoredObject) -> StoredObject:
-        return rows.live(connection, found.bucket, found.name, found.generation)
 
     def _collect_unless(self, replaced: StoredObject | None, stored: StoredObject) -> None:
         if replaced is not None and replaced.sha256 != stored.sha256:

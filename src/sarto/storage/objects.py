@@ -11,12 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sarto.errors import ConditionNotMet, InvalidArgument
+from sarto.errors import ConditionNotMet, InvalidArgument, NotFound
 
 _BUCKET_PART = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\ufffe\uffff]")  # what XML listings, headers or a database text cannot carry
 MAX_NAME_BYTES = 1024
 MAX_METADATA_BYTES = 8192
+
+
+class NoSuchBucket(NotFound):
+    """A bucket that does not exist, or not for this caller."""
+
+    def __init__(self) -> None:
+        super().__init__("The specified bucket does not exist.")
 
 
 @dataclass(frozen=True)

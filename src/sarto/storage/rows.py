@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from sarto.errors import NotFound, PermissionDenied
-from sarto.storage.objects import Bucket, ObjectFields, StoredObject, check_object_name
+from sarto.storage.objects import Bucket, NoSuchBucket, ObjectFields, StoredObject, check_object_name
 from sarto.storage.tables import bucket as bucket_table
 from sarto.storage.tables import stored_object, upload_session
 
@@ -32,7 +32,7 @@ def visible(connection: Connection, name: str, project: str | None, *, writing: 
     if found is not None and project in (None, found.project):
         return found
     if found is None or not found.is_public:
-        raise NotFound("The specified bucket does not exist.")
+        raise NoSuchBucket
     if writing:
         raise PermissionDenied(f'The bucket "{name}" is for reading only; write to a bucket of your project')
     return found

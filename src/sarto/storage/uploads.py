@@ -12,15 +12,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import sqlalchemy as sa
 
-from sarto.errors import InvalidArgument, NotFound, Unavailable
+from sarto.errors import InvalidArgument, NotFound, SartoError, Unavailable
 from sarto.storage.buckets import STALE_SECONDS, Buckets
 from sarto.storage.content import Checksums, disk
 from sarto.storage.objects import Conditions, ObjectFields, StoredObject, check_object_name
@@ -41,6 +40,58 @@ class Upload:
     fields: ObjectFields
     conditions: Conditions
     checksums: Checksums
+
+
+class Appender:
+    """Writes behind what a resumable session has received, under the file's lock. `close` makes it durable."""
+
+    def __init__(self, uploads: Uploads, upload: Upload, path: Path) -> None:
+        self._uploads, self._upload, self._path = uploads, upload, path
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            raise _ended() from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(path.stat(), os.fstat(self._descriptor)):
+                raise FileNotFoundError
+        except OSError as error:
+            os.close(self._descriptor)
+            if isinstance(error, FileNotFoundError):  # completed between the opening and the lock
+                raise _ended() from None
+            raise Unavailable("another request is writing to this upload session; ask for its state again") from None
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def write(self, block: bytes) -> None:
+        view = memoryview(block)
+        with disk():
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def finish(self) -> StoredObject:
+        """Make the received bytes the object and close the session, in one transaction. A refusal ends it as well."""
+        upload, buckets = self._upload, self._uploads.buckets
+        try:
+            content = buckets.content.adopt(self._path)
+            upload.checksums.check(content)
+            stored = buckets.store(
+                upload.bucket, upload.name, content, upload.fields, upload.conditions, upload.project, session=upload.id
+            )
+        except SartoError:
+            self._uploads.cancel(upload)
+            raise
+        self._path.unlink(missing_ok=True)  # still there when equal bytes were in the store already
+        return stored
+
+    def close(self) -> None:
+        try:
+            with disk():
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
 
 class Uploads:
@@ -85,7 +136,7 @@ class Uploads:
             row = connection.execute(sa.select(upload_session).where(upload_session.c.id == id)).first()
         kept = json.loads(row.resource) if row is not None else {}
         if row is None or kept["project"] != project or row.kind not in (kind, "finished"):
-            raise NotFound("no such upload session; it ended, expired or never was: begin a new one")
+            raise _ended()
         if row.kind == "finished":
             return self.buckets.stat(row.bucket, row.name, kept["generation"], project)
         return Upload(
@@ -105,34 +156,9 @@ class Uploads:
         except FileNotFoundError:
             return 0
 
-    @contextmanager
-    def appending(self, upload: Upload) -> Iterator[BinaryIO]:
-        """The session's file, at its end, for one writer at a time; what was written is durable on leaving."""
-        with disk(), self._file(upload.id).open("ab", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Unavailable(
-                    "another request is writing to this upload session; ask for its state again"
-                ) from None
-            try:
-                yield file
-            finally:
-                os.fsync(file.fileno())
-
-    def finish(self, upload: Upload) -> StoredObject:
-        """Make the received bytes the object and close the session, in one transaction."""
-        content = self.buckets.content.adopt(self._file(upload.id))
-        try:
-            upload.checksums.check(content)
-            return self.buckets.store(
-                upload.bucket, upload.name, content, upload.fields, upload.conditions, upload.project, session=upload.id
-            )
-        except Exception:
-            self.cancel(upload)
-            raise
-        finally:
-            self._file(upload.id).unlink(missing_ok=True)
+    def appender(self, upload: Upload) -> Appender:
+        """The session's only writer until it is closed. Raises Unavailable while there is another."""
+        return Appender(self, upload, self._file(upload.id))
 
     def cancel(self, upload: Upload) -> None:
         with self.buckets.database.transaction() as connection:
@@ -155,7 +181,9 @@ class Uploads:
             if other != target:
                 other.unlink(missing_ok=True)
 
-    def complete(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> StoredObject:
+    def complete(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], conditions: Conditions | None = None
+    ) -> StoredObject:
         """Join the named parts, given as (number, md5 in hex) in rising order, and close the session."""
         if not parts or [number for number, _ in parts] != sorted({number for number, _ in parts}):
             raise InvalidArgument("The list of parts was not in ascending order. Parts must be ordered by part number.")
@@ -169,7 +197,13 @@ class Uploads:
             content = spool.finish()
             upload.checksums.check(content)
             stored = self.buckets.store(
-                upload.bucket, upload.name, content, upload.fields, upload.conditions, upload.project, session=upload.id
+                upload.bucket,
+                upload.name,
+                content,
+                upload.fields,
+                conditions or upload.conditions,
+                upload.project,
+                session=upload.id,
             )
         shutil.rmtree(self._parts(upload.id), ignore_errors=True)
         return stored
@@ -193,3 +227,7 @@ class Uploads:
 
     def _parts(self, id: str) -> Path:
         return self._folder / f"{id}.parts"
+
+
+def _ended() -> NotFound:
+    return NotFound("no such upload session; it ended, expired or never was: begin a new one")

@@ -1,0 +1,260 @@
+"""What every storage handler shares: the opened bucket, conditions and fields as read, resources as written, errors.
+
+`opened` is the one place that asks whether the caller may touch a bucket. Used by the other gcs modules only.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+import orjson
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from sarto.api.http import Reply, failure, in_thread, principal, query, services
+from sarto.api.routing import Handler
+from sarto.control import iam
+from sarto.errors import InvalidArgument, NotFound, PermissionDenied, SartoError, Unimplemented
+from sarto.schema.wire import format_time
+from sarto.storage.buckets import Bucket, Buckets, Conditions, ObjectFields, StoredObject
+from sarto.storage.content import BLOCK, Checksums
+from sarto.storage.objects import NoSuchBucket
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READS = frozenset(["storage.objects.get", "storage.objects.list", "storage.buckets.get"])
+STORAGE_CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE", "MULTI_REGIONAL", "REGIONAL")
+REASONS = {
+    400: "invalid", 401: "authError", 403: "forbidden", 404: "notFound", 409: "conflict", 412: "conditionNotMet",
+    413: "uploadTooLarge", 416: "requestedRangeNotSatisfiable", 429: "rateLimitExceeded", 501: "notImplemented",
+    503: "backendError",
+}  # fmt: skip
+XML_CODES = {
+    400: "InvalidArgument", 403: "AccessDenied", 404: "NoSuchKey", 409: "BucketNotEmpty", 412: "PreconditionFailed",
+    416: "InvalidRange", 429: "SlowDown", 501: "NotImplemented", 503: "ServiceUnavailable",
+}  # fmt: skip
+SETTABLE = {
+    "contentType": "content_type", "contentEncoding": "content_encoding", "contentLanguage": "content_language",
+    "contentDisposition": "content_disposition", "cacheControl": "cache_control", "customTime": "custom_time",
+    "storageClass": "storage_class",
+}  # fmt: skip
+GIVEN_BY_US = frozenset(
+    "kind id selfLink mediaLink name bucket generation metageneration size md5Hash crc32c etag timeCreated updated "
+    "timeStorageClassUpdated timeFinalized componentCount owner timeDeleted".split()
+)
+REFUSED_PARAMETERS = ("predefinedAcl", "destinationPredefinedAcl", "kmsKeyName", "destinationKmsKeyName", "matchGlob")
+KEY_HEADERS = ("x-goog-encryption-", "x-goog-copy-source-encryption-")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to a bucket the caller may use. `name` is the object of the path, empty where there is none."""
+
+    request: Request
+    bucket: Bucket
+    buckets: Buckets
+    query: Mapping[str, str]
+    name: str
+
+    @property
+    def project(self) -> str:
+        return self.bucket.project
+
+    @property
+    def address(self) -> str:
+        """Scheme and host as the client wrote them."""
+        return f"{self.request.url.scheme}://{self.request.url.netloc}"
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await in_thread(self.request, function, *args, **kwargs)
+
+    async def stat(self) -> StoredObject:
+        """The object of the path, in the generation of the query if one is given."""
+        generation = number(self.query, "generation")
+        return await self.run(self.buckets.stat, self.bucket.name, self.name, generation, self.project)
+
+
+def door(
+    handler: Callable[[Call], Awaitable[ASGIApp]], permission: str, refusal: Callable[[SartoError], Reply]
+) -> Handler:
+    """A handler of the route table: opens the path's bucket under `permission`, answers errors in storage's form."""
+
+    async def enter(request: Request) -> ASGIApp:
+        try:
+            refuse_unheeded(request)
+            bucket = await in_thread(request, opened, request, request.path_params["bucket"], permission)
+            name = request.path_params.get("object", "")
+            return await handler(Call(request, bucket, services(request).buckets, query(request), name))
+        except SartoError as error:
+            return refusal(error)
+
+    return enter
+
+
+def opened(request: Request, name: str, permission: str) -> Bucket:
+    """The bucket if the caller holds `permission` in it; a foreign one answers as one that does not exist."""
+    caller = principal(request)
+    bucket = services(request).buckets.bucket(name)
+    if bucket.is_public and permission in READS:
+        return bucket
+    try:
+        iam.require(services(request).database, caller, permission, bucket.project)
+    except PermissionDenied:
+        if bucket.is_public or bucket.project == caller.project:
+            raise
+        raise NoSuchBucket from None
+    return bucket
+
+
+def refuse_unheeded(request: Request) -> None:
+    """What would change the meaning of a request and is not honoured here is refused, never dropped."""
+    for name in request.headers:
+        if name.startswith(KEY_HEADERS):
+            raise Unimplemented("customer-supplied encryption keys are not supported; leave the key headers out")
+    for name in REFUSED_PARAMETERS:
+        if query(request).get(name):
+            raise Unimplemented(f'"{name}" is not supported; leave it out')
+    if query(request).get("softDeleted") == "true":
+        raise Unimplemented("there are no soft-deleted objects: a deleted object is gone")
+
+
+# Errors
+
+
+def json_failure(error: SartoError) -> Reply:
+    reason = REASONS.get(error.http_status, "backendError")
+    row = {"message": error.message, "domain": "global", "reason": reason}
+    body = {"code": error.http_status, "message": error.message, "errors": [row], "status": error.status}
+    return Reply(orjson.dumps({"error": body}), error.http_status)
+
+
+def xml_failure(error: SartoError) -> Reply:
+    if isinstance(error, NoSuchBucket):  # so is every URL that is nothing at all: /BUCKET matches them
+        return failure(NotFound("There is no method at this path, nor a bucket of that name."))
+    code = XML_CODES.get(error.http_status, "InternalError")
+    return xml(f"<Error><Code>{code}</Code><Message>{escape(error.message)}</Message></Error>", error.http_status)
+
+
+def xml(body: str, status: int = 200) -> Reply:
+    text = f"<?xml version='1.0' encoding='UTF-8'?>{body}"
+    return Reply(text.encode(), status, content_type=b"application/xml; charset=UTF-8")
+
+
+# Reading
+
+
+def number(values: Mapping[str, str], name: str, largest: int = 2**63 - 1) -> int | None:
+    text = values.get(name)
+    if text is None or text == "":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
+        raise InvalidArgument(f'"{name}" is "{text[:40]}", not a number from 0 to {largest}')
+    return int(text)
+
+
+def conditions(values: Mapping[str, str], prefix: str = "if") -> Conditions:
+    """`ifGenerationMatch` and its relatives; with prefix "ifSource" those about a copy's source."""
+    return Conditions(
+        number(values, f"{prefix}GenerationMatch"),
+        number(values, f"{prefix}GenerationNotMatch"),
+        number(values, f"{prefix}MetagenerationMatch"),
+        number(values, f"{prefix}MetagenerationNotMatch"),
+    )
+
+
+def checksums(said: Mapping[str, Any], headers: Mapping[str, str]) -> Checksums:
+    """From an object resource's `md5Hash` and `crc32c`, or the headers `X-Goog-Hash` and `Content-MD5`."""
+    found = {"md5": headers.get("content-md5", "")}
+    for item in headers.get("x-goog-hash", "").split(","):
+        kind, _, value = item.strip().partition("=")
+        found[kind] = value
+    return Checksums(str(said.get("md5Hash") or found["md5"]), str(said.get("crc32c") or found.get("crc32c", "")))
+
+
+def read_fields(body: Any, base: ObjectFields = ObjectFields()) -> ObjectFields:
+    """An object resource as a writer states it, over `base`. Null clears; what we cannot honour is refused by name."""
+    if not isinstance(body, dict):
+        raise InvalidArgument("the object resource must be a JSON object")
+    changes: dict[str, Any] = {}
+    for key, value in body.items():
+        if key in SETTABLE:
+            if not isinstance(value, str | None):
+                raise InvalidArgument(f'"{key}" must be text')
+            changes[SETTABLE[key]] = value or getattr(ObjectFields(), SETTABLE[key])
+        elif key == "metadata":
+            changes["metadata"] = _metadata(value, base.metadata)
+        elif key not in GIVEN_BY_US and value not in (None, False, "", [], {}):
+            raise Unimplemented(f'object field "{key[:80]}" is not supported; leave it out')
+    fields = replace(base, **changes)
+    if fields.storage_class not in STORAGE_CLASSES:
+        raise InvalidArgument(f'"storageClass" is one of {", ".join(STORAGE_CLASSES)}')
+    return fields
+
+
+def _metadata(value: Any, base: Mapping[str, str]) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str | None) for text in value.values()):
+        raise InvalidArgument('"metadata" must be an object of texts')
+    return {key: text for key, text in {**base, **value}.items() if text is not None}
+
+
+async def blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of about a MiB: large enough to hash in a thread, small enough to hold."""
+    held, size = [], 0
+    async for piece in stream:
+        held.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+# Writing
+
+
+def moment(seconds: float) -> str:
+    return format_time(datetime.fromtimestamp(seconds, UTC))
+
+
+def http_date(seconds: float) -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def object_path(stored: StoredObject) -> str:
+    return f"/storage/v1/b/{stored.bucket}/o/{quote(stored.name, safe='')}"
+
+
+def object_json(call: Call, stored: StoredObject) -> dict[str, Any]:
+    """The storage#object resource."""
+    path = object_path(stored)
+    written = {
+        "kind": "storage#object",
+        "id": f"{stored.bucket}/{stored.name}/{stored.generation}",
+        "selfLink": f"{call.address}{path}",
+        "mediaLink": f"{call.address}/download{path}?generation={stored.generation}&alt=media",
+        "name": stored.name,
+        "bucket": stored.bucket,
+        "generation": str(stored.generation),
+        "metageneration": str(stored.metageneration),
+        "size": str(stored.size),
+        "md5Hash": stored.md5,
+        "crc32c": stored.crc32c,
+        "etag": base64.b64encode(f"{stored.generation}/{stored.metageneration}".encode()).decode(),
+        "timeCreated": moment(stored.create_time),
+        "updated": moment(stored.update_time),
+        "timeStorageClassUpdated": moment(stored.create_time),
+        "metadata": dict(stored.fields.metadata),
+    }
+    written |= {key: getattr(stored.fields, name) for key, name in SETTABLE.items()}
+    return {key: value for key, value in written.items() if value not in ("", {})}

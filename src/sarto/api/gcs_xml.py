@@ -1,0 +1,227 @@
+"""The XML API at `/BUCKET/OBJECT`: listing, bytes in and out, copies and multipart uploads.
+
+The same buckets as the JSON doors; conditions and metadata travel as headers here.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from urllib.parse import quote, unquote
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from starlette.types import ASGIApp
+
+from sarto.api.gcs_door import Call, blocks, checksums, conditions, moment, number, opened, xml
+from sarto.api.gcs_download import download, etag, object_headers
+from sarto.api.http import Reply, read_body
+from sarto.errors import ConditionNotMet, InvalidArgument, NotFound, Unimplemented
+from sarto.storage.buckets import Conditions, ObjectFields, StoredObject
+from sarto.storage.uploads import Upload, Uploads
+
+MAX_PART_LIST_BYTES = 2 << 20
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+_HEADER_FIELDS = {
+    "content-type": "content_type", "content-encoding": "content_encoding", "content-language": "content_language",
+    "content-disposition": "content_disposition", "cache-control": "cache_control", "x-goog-custom-time": "custom_time",
+    "x-goog-storage-class": "storage_class",
+}  # fmt: skip
+_META = "x-goog-meta-"
+
+
+async def get(call: Call) -> ASGIApp:
+    if not call.name:
+        return await _list(call)
+    if "uploadId" in call.query:
+        raise Unimplemented("listing the parts of an upload is not supported")
+    found = await call.stat()
+    _conditions(call).check(found)
+    tags = call.request.headers
+    if tags.get("if-match", etag(found)) not in (etag(found), "*"):
+        raise ConditionNotMet("At least one of the pre-conditions you specified did not hold: If-Match.")
+    if tags.get("if-none-match") in (etag(found), "*"):
+        return Reply(status=304)
+    return await download(call, found)
+
+
+async def _list(call: Call) -> ASGIApp:
+    if call.request.method == "HEAD":
+        return Reply(content_type=b"application/xml")
+    values = call.query
+    if values.get("list-type") != "2":
+        raise Unimplemented("only the second form of listing is supported: list-type=2")
+    after = values.get("start-after", "")
+    page = await call.run(
+        call.buckets.list,
+        call.bucket.name,
+        values.get("prefix", ""),
+        values.get("delimiter", ""),
+        f"{after} " if after else "",  # the smallest allowed name behind it
+        max(1, min(number(values, "max-keys") or 1000, 1000)),
+        page_token=values.get("continuation-token", ""),
+        project=call.project,
+    )
+    written = quote if values.get("encoding-type") == "url" else escape
+    rows = [
+        f"<Contents><Key>{written(one.name)}</Key><Generation>{one.generation}</Generation>"
+        f"<MetaGeneration>{one.metageneration}</MetaGeneration><LastModified>{moment(one.update_time)}</LastModified>"
+        f"<ETag>{escape(etag(one))}</ETag><Size>{one.size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        for one in page.objects
+    ]
+    rows += [f"<CommonPrefixes><Prefix>{written(prefix)}</Prefix></CommonPrefixes>" for prefix in page.prefixes]
+    token = page.next_token
+    next_token = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    return xml(
+        f'<ListBucketResult xmlns="{NAMESPACE}"><Name>{call.bucket.name}</Name>'
+        f"<Prefix>{written(values.get('prefix', ''))}</Prefix><KeyCount>{len(rows)}</KeyCount>"
+        f"<IsTruncated>{'true' if token else 'false'}</IsTruncated>{next_token}{''.join(rows)}"
+        "</ListBucketResult>"
+    )
+
+
+async def put(call: Call) -> ASGIApp:
+    if not call.name:
+        raise Unimplemented("make buckets through the JSON API: POST /storage/v1/b")
+    if "uploadId" in call.query:
+        return await _put_part(call)
+    if "x-goog-copy-source" in call.request.headers:
+        return await _copy(call)
+    with call.buckets.spool() as spool:
+        async for block in blocks(call.request.stream()):
+            await call.run(spool.write, block)
+        content = await call.run(spool.finish)
+        checksums({}, call.request.headers).check(content)
+        fields, wanted = _fields(call.request.headers), _conditions(call)
+        stored = await call.run(call.buckets.store, call.bucket.name, call.name, content, fields, wanted, call.project)
+    return _stored(stored)
+
+
+async def _copy(call: Call) -> ASGIApp:
+    headers = call.request.headers
+    bucket, _, name = unquote(headers["x-goog-copy-source"]).lstrip("/").partition("/")
+    owner = await call.run(opened, call.request, bucket, "storage.objects.get")
+    generation = number(headers, "x-goog-copy-source-generation")
+    source = await call.run(call.buckets.stat, bucket, name, generation, owner.project)
+    fields = _fields(headers) if headers.get("x-goog-metadata-directive", "").upper() == "REPLACE" else None
+    stored = await call.run(
+        call.buckets.copy, source, call.bucket.name, call.name, fields, _conditions(call), call.project
+    )
+    when = moment(stored.update_time)
+    tag = escape(etag(stored))
+    return xml(f"<CopyObjectResult><LastModified>{when}</LastModified><ETag>{tag}</ETag></CopyObjectResult>")
+
+
+async def delete(call: Call) -> ASGIApp:
+    if "uploadId" in call.query:
+        uploads, upload = await _upload(call)
+        await call.run(uploads.cancel, upload)
+        return Reply(status=204)
+    if not call.name:
+        raise Unimplemented("delete buckets through the JSON API: DELETE /storage/v1/b/BUCKET")
+    generation = number(call.query, "generation")
+    await call.run(call.buckets.delete, call.bucket.name, call.name, generation, _conditions(call), call.project)
+    return Reply(status=204)
+
+
+# Multipart uploads
+
+
+async def post(call: Call) -> ASGIApp:
+    """`?uploads` begins an upload in parts, `?uploadId=` completes it."""
+    if "uploadId" in call.query:
+        return await _complete(call)
+    if "uploads" not in call.query or not call.name:
+        raise Unimplemented("POST begins (?uploads) or completes (?uploadId=) a multipart upload; nothing else")
+    headers = call.request.headers
+    fields, wanted, said = _fields(headers), _conditions(call), checksums({}, headers)
+    uploads = Uploads(call.buckets)
+    upload = await call.run(uploads.begin, "multipart", call.bucket.name, call.name, call.project, fields, wanted, said)
+    return xml(
+        f'<InitiateMultipartUploadResult xmlns="{NAMESPACE}"><Bucket>{upload.bucket}</Bucket>'
+        f"<Key>{escape(upload.name)}</Key><UploadId>{upload.id}</UploadId></InitiateMultipartUploadResult>"
+    )
+
+
+async def _put_part(call: Call) -> ASGIApp:
+    uploads, upload = await _upload(call)
+    part = number(call.query, "partNumber")
+    if part is None:
+        raise InvalidArgument('"partNumber" is missing')
+    with call.buckets.spool() as spool:
+        async for block in blocks(call.request.stream()):
+            await call.run(spool.write, block)
+        content = await call.run(spool.finish)
+        checksums({}, call.request.headers).check(content)
+        tag = base64.b64decode(content.md5).hex()
+        await call.run(uploads.put_part, upload, part, content.spooled, tag)
+    hashes = f"crc32c={content.crc32c},md5={content.md5}"
+    return Reply(headers=[(b"etag", f'"{tag}"'.encode()), (b"x-goog-hash", hashes.encode())])
+
+
+async def _complete(call: Call) -> ASGIApp:
+    uploads, upload = await _upload(call)
+    parts = _parts(await read_body(call.request, MAX_PART_LIST_BYTES))
+    wanted = _conditions(call)
+    stored = await call.run(uploads.complete, upload, parts, None if wanted == Conditions() else wanted)
+    return xml(
+        f'<CompleteMultipartUploadResult xmlns="{NAMESPACE}"><Bucket>{stored.bucket}</Bucket>'
+        f"<Key>{escape(stored.name)}</Key><ETag>{escape(etag(stored))}</ETag></CompleteMultipartUploadResult>"
+    )
+
+
+async def _upload(call: Call) -> tuple[Uploads, Upload]:
+    uploads = Uploads(call.buckets)
+    upload = await call.run(uploads.find, "multipart", call.query["uploadId"], call.project)
+    if not isinstance(upload, Upload) or (upload.bucket, upload.name) != (call.bucket.name, call.name):
+        raise NotFound("The requested upload was not found.")
+    return uploads, upload
+
+
+def _parts(body: bytes) -> list[tuple[int, str]]:
+    """(number, tag in hex) of each part in a CompleteMultipartUpload."""
+    try:
+        if b"<!" in body:  # no document types: nothing in this message needs one
+            raise ValueError("it holds a declaration")
+        root = ElementTree.fromstring(body)
+        found = []
+        for part in root:
+            texts = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in part}
+            number_text, tag = texts["PartNumber"], texts["ETag"].strip('"').lower()
+            if not re.fullmatch("[0-9]{1,5}", number_text) or not re.fullmatch("[0-9a-f]{32}", tag):
+                raise ValueError(f"part {number_text[:9]} or its tag is not valid")
+            found.append((int(number_text), tag))
+    except (ElementTree.ParseError, ValueError, KeyError) as error:
+        raise InvalidArgument(f"the list of parts cannot be read: {error}") from None
+    return found
+
+
+# Headers
+
+
+def _conditions(call: Call) -> Conditions:
+    """From `x-goog-if-generation-match` and its relatives; `If-None-Match: *` on a write means: only if new."""
+    names = {
+        "x-goog-if-generation-match": "ifGenerationMatch",
+        "x-goog-if-generation-not-match": "ifGenerationNotMatch",
+        "x-goog-if-metageneration-match": "ifMetagenerationMatch",
+        "x-goog-if-metageneration-not-match": "ifMetagenerationNotMatch",
+    }
+    headers = call.request.headers
+    values = {names[name]: headers[name] for name in names if name in headers}
+    if call.request.method == "PUT" and headers.get("if-none-match") == "*":
+        values.setdefault("ifGenerationMatch", "0")
+    return conditions(values)
+
+
+def _fields(headers: Mapping[str, str]) -> ObjectFields:
+    stated = {field: headers[name] for name, field in _HEADER_FIELDS.items() if headers.get(name)}
+    metadata = {name[len(_META) :]: value for name, value in headers.items() if name.startswith(_META)}
+    return ObjectFields(metadata=metadata, **stated)
+
+
+def _stored(stored: StoredObject) -> Reply:
+    kept = ("etag", "x-goog-generation", "x-goog-metageneration", "x-goog-hash", "x-goog-stored-content-length")
+    headers = object_headers(stored)
+    return Reply(content_type=b"text/html", headers=[(name.encode(), headers[name].encode()) for name in kept])
