@@ -18,8 +18,8 @@ def chat(
     model: Annotated[str, typer.Argument(help="Endpoint id, models/ID, a full resource name, or a base model.")],
     prompt: Annotated[str, typer.Argument(help="One prompt; without it, a conversation.")] = "",
     system: Annotated[str, typer.Option("--system", help="System instruction.")] = "",
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.", min=0, max=2)] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
 ) -> None:
     """Talk to a model. With PROMPT, print its answer and end; else converse until an empty line or Ctrl-D."""

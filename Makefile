@@ -1,0 +1,87 @@
+# From a fresh clone, `make demo` and `make test` do everything that is needed, and nothing twice.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8080
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+GENAI3 := .venv-genai3
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt $(wildcard setup.py MANIFEST.in src/sarto/engine/ops/*.cpp)
+PIP := python -m pip --disable-pip-version-check
+BASE := smollm2-135m-instruct
+# Servers and training runs in tests are processes of their own; one thread each keeps two cores honest.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+SLOW_FOLDERS := $(wildcard tests/conformance tests/crash)
+FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu and not ray" -n $(WORKERS)
+
+.PHONY: demo serve test setup base check fix fast bench docs lock clean
+
+demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare
+	@$(BIN)/python examples/demo.py
+
+serve: $(VENV)/installed base  ## the service on this machine
+	@exec $(BIN)/sarto serve --host $(HOST) --port $(PORT)
+
+setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
+
+test: setup base $(GENAI3)/installed  ## every test: what CI runs
+	$(PYTEST) $(FAST) tests
+	$(PYTEST) -m "not gpu and not ray" $(SLOW_FOLDERS)
+	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu and not ray" tests
+
+check: setup  ## what must pass before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) $(FAST) tests
+
+fix: setup  ## format, and apply safe lint fixes
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+fast: setup  ## the fast tests, or those named: make fast ARGS=tests/cli
+	$(PYTEST) $(FAST) $(or $(ARGS),tests)
+
+bench: setup base  ## the programs in benchmarks/
+	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+
+docs: setup  ## regenerate docs/cli.md
+	$(BIN)/python -m sarto.cli.reference > docs/cli.md
+
+base: | $(VENV)/created
+	@$(BIN)/sarto models pull $(BASE) > $(VENV)/base.txt
+
+lock: setup  ## pin what is installed now; local suffixes such as +cpu are left to the machine
+	$(BIN)/$(PIP) freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
+	touch $(VENV)/installed $(VENV)/installed-dev
+
+clean:  ## environments and caches; base weights stay
+	rm -rf $(VENV) $(GENAI3) .home .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Sarto needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1)."; \
+	  echo "Name another one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12"; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created $(INPUTS)
+	@echo "Installing Sarto and the official clients into $(VENV) (a few minutes, the first time only)"
+	@$(BIN)/$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/created $(INPUTS)
+	@echo "Installing Sarto and its development tools into $(VENV) (a few minutes, the first time only)"
+	@$(BIN)/$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+# The newest google-genai does not share an environment with google-cloud-aiplatform.
+$(GENAI3)/installed: constraints-genai3.txt | $(VENV)/created
+	@echo "Installing the newest google-genai into $(GENAI3)"
+	@$(PYTHON) -m venv $(GENAI3)
+	@$(GENAI3)/bin/$(PIP) install --quiet -r constraints-genai3.txt
+	@touch $@

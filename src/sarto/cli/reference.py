@@ -1,0 +1,67 @@
+"""`docs/cli.md` from the commands themselves: `python -m sarto.cli.reference`, run by `make docs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer.main
+
+from sarto.cli.program import app
+
+HEAD = """# The `sarto` program
+
+`sarto serve` runs the service; `sarto models pull` works on this machine; every other command is a client of the API.
+Made from the commands by `make docs`.
+
+Exit status: 0 done, 1 it failed, 2 the request itself was wrong.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return HEAD + "".join(_sections(typer.main.get_command(app), ("sarto",)))
+
+
+def _sections(command: Any, path: tuple[str, ...]) -> Iterator[str]:
+    commands = getattr(command, "commands", {})  # only groups have them
+    if len(path) == 1 or not commands:
+        yield _section(command, path)
+    for name in sorted(commands):
+        yield from _sections(commands[name], (*path, name))
+
+
+def _section(command: Any, path: tuple[str, ...]) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    usage = " ".join([*path, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)])
+    if hasattr(command, "commands"):
+        usage += " COMMAND"
+    title = "Before every command" if len(path) == 1 else f"`{' '.join(path)}`"
+    lines = ["", f"## {title}", "", f"    {usage}", ""]
+    if len(path) > 1:
+        lines += [str(command.help).replace("\n", " "), ""]
+    rows = [(f"`{_argument(p)}`", p.help or "") for p in arguments]
+    rows += [(f"`{', '.join([*p.opts, *p.secondary_opts])}`", _option(p)) for p in options]
+    if rows:
+        lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
+    return "\n".join(lines)
+
+
+def _argument(parameter: Any) -> str:
+    name = str(parameter.metavar or parameter.name).upper()
+    return name if parameter.required else f"[{name}]"
+
+
+def _option(parameter: Any) -> str:
+    text = str(parameter.help or "")
+    if parameter.envvar:
+        text += f" Environment: `{parameter.envvar}`."
+    default = parameter.default
+    if default not in (None, "") and not isinstance(default, bool) and not callable(default):
+        text += f" Default: `{default}`."
+    return text.strip().replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,168 @@
+"""`sarto serve`: the service on this machine. Prints where it is and who may enter; scripts wait for `HOME/address`."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from sarto import settings as settings_
+from sarto.app import build
+from sarto.errors import FailedPrecondition
+from sarto.settings import Settings
+
+ADDRESS_FILE = "address"
+GRACE_SECONDS = 1
+STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one; default 8080.", min=0, max=65535)] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of everything; default SARTO_HOME.", metavar="DIR")] = None,
+) -> None:
+    """Run the service until Ctrl-C."""
+    settings = settings_.load(home, host=host, port=port)
+    _open_home(settings.home)
+    with _alone(settings.home), _listen(settings.host, settings.port) as listener:
+        _log_to(settings.home / "logs" / "serve.log")
+        address = _address(settings.host, listener.getsockname()[1])
+        try:
+            _run(settings, listener, address)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            (settings.home / ADDRESS_FILE).unlink(missing_ok=True)
+        print("Stopped. Everything is kept in", settings.home, flush=True)
+
+
+def _run(settings: Settings, listener: socket.socket, address: str) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
+    failures: list[BaseException] = []
+
+    def announce(key_file: Path) -> None:
+        _write_whole(settings.home / ADDRESS_FILE, f"{address}\n")
+        print(_welcome(settings, address, key_file), flush=True)
+
+    app = build(settings, address, announce, failures.append)
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def _welcome(settings: Settings, address: str, key_file: Path) -> str:
+    return f"""Sarto is ready at {address}
+  home         {settings.home}
+  credentials  {key_file}
+  API          {address}/docs
+
+In another terminal:
+  export SARTO_URL={address} GOOGLE_APPLICATION_CREDENTIALS={key_file}
+  sarto models list --base
+  sarto tune --help
+  curl -H "Authorization: Bearer $(sarto auth print-access-token)" \\
+    {address}/v1/projects/{settings.project}/locations/us-central1/tuningJobs
+
+Ctrl-C stops it."""
+
+
+def _open_home(home: Path) -> None:
+    """Raises FailedPrecondition when the home cannot be made or written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "logs").mkdir(exist_ok=True)
+        _write_whole(home / ".writable", "")
+        (home / ".writable").unlink()
+        (home / ADDRESS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"The home {home} cannot be written ({error.strerror}); choose another with --home or SARTO_HOME."
+        ) from None
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Holds the home for this process. Raises FailedPrecondition when another server has it."""
+    with (home / "serve.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise FailedPrecondition(
+                f"Another sarto serve (process {file.read().strip()}) uses the home {home}; stop it or give --home."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket. Raises FailedPrecondition when the port is taken or the address is not this machine's."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise FailedPrecondition(f"{host} is not an address to listen on: {error.strerror}") from None
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(2048)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                reason = "is in use; choose another with --port, or --port 0 for a free one"
+            else:
+                reason = f"cannot be listened on: {error.strerror}"
+            raise FailedPrecondition(f"Port {port} of {host} {reason}.") from None
+        yield listener
+
+
+def _address(host: str, port: int) -> str:
+    """Where clients on this machine reach the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class _Story(logging.Formatter):
+    """A fixed phrase, then its facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, Any] = {k: v for k, v in record.__dict__.items() if k not in STANDARD_FIELDS}
+        written = " ".join(f"{name}={value}" for name, value in facts.items())
+        head, _, rest = super().format(record).partition("\n")
+        return "\n".join(part for part in (f"{head} {written}".rstrip(), rest) if part)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3)
+    handler.setFormatter(_Story("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in ("uvicorn.error", "httpx", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,86 @@
+"""Imports run downhill, wherever they stand, and control and the API never load torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.structure.sources import imports, modules
+
+WORDS = ("sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
+WIRE_OF_CONTROL = ("tuning_jobs", "models")
+"""Schema files that the engine must not know: it speaks the run contract."""
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "sarto.names": ("sarto.errors",),
+    "sarto.errors": (),
+    "sarto.settings": ("sarto.errors",),
+    "sarto.schema": ("sarto.schema", "sarto.errors", "sarto.names"),
+    "sarto.catalog": ("sarto.errors", "sarto.schema.runs"),
+    "sarto.certificates": ("sarto.errors",),
+    "sarto.storage": (*WORDS, "sarto.storage"),
+    "sarto.control": (*WORDS, "sarto.storage", "sarto.control"),
+    "sarto.engine": (*WORDS, "sarto.engine"),
+    "sarto.serving": (*WORDS, "sarto.storage", "sarto.serving"),
+    "sarto.api": (*WORDS, "sarto.storage", "sarto.control", "sarto.serving", "sarto.certificates", "sarto.api"),
+    "sarto.app": ("sarto",),
+    "sarto.cli": ("sarto",),
+}
+ALSO: dict[str, tuple[str, ...]] = {
+    "sarto.engine.run": ("sarto.settings",),
+    "sarto.serving.worker": ("sarto.engine",),
+}
+ABOVE_IN_ENGINE = ("tuning", "serving", "evaluation")
+BELOW_IN_ENGINE = ("data", "ops", "families")
+
+
+def under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def layer(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def ours(name: str) -> list[tuple[str, int]]:
+    return [(target, line) for target, line in imports(name) if under(target, ("sarto",)) and target != "sarto"]
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name != "sarto"])
+def test_imports_run_downhill(name: str) -> None:
+    allowed = MAY_IMPORT.get(layer(name))
+    assert allowed is not None, f"{name} belongs to no layer; say in MAY_IMPORT where it stands"
+    allowed += ALSO.get(name, ())
+    for target, line in ours(name):
+        assert under(target, allowed), f"{name}:{line} imports {target}"
+
+
+def test_the_engine_does_not_know_the_wire_of_control() -> None:
+    forbidden = tuple(f"sarto.schema.{name}" for name in WIRE_OF_CONTROL)
+    for name in modules():
+        if under(name, ("sarto.engine",)):
+            for target, line in ours(name):
+                assert not under(target, forbidden), f"{name}:{line} imports {target}"
+
+
+def test_the_parts_of_the_engine_do_not_tangle() -> None:
+    for name in modules():
+        if not under(name, ("sarto.engine",)) or name.count(".") < 2:
+            continue
+        part = name.split(".")[2]
+        for target, line in ours(name):
+            other = target.split(".")[2] if under(target, ("sarto.engine",)) and target.count(".") > 1 else part
+            climbs = part in BELOW_IN_ENGINE and other in ABOVE_IN_ENGINE
+            crosses = part in ABOVE_IN_ENGINE and other in ABOVE_IN_ENGINE and other != part
+            assert not climbs and not crosses, f"{name}:{line} imports {target}"
+
+
+def test_control_and_the_api_leave_torch_unloaded() -> None:
+    names = [name for name in modules() if under(name, ("sarto.control", "sarto.api", "sarto.storage", "sarto.schema"))]
+    heavy = ("torch", "transformers", "sarto.engine")
+    program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+    program += f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
