@@ -68,6 +68,8 @@ class RunSpec(_Record):
     parameters: TuningParameters
     export_last_checkpoint_only: bool = False
     max_tokens_per_example: int
+    max_training_examples: int = 10_000_000
+    max_validation_examples: int = 5_000
     cache_folder: str
     """Where token caches live; shared between runs, content-addressed."""
     resume_folder: str | None = None
@@ -148,6 +150,9 @@ class StepMetrics(_Record):
     gradient_norm: float
     tokens_per_second: float
     seconds_left: float
+    flop_utilisation: float = 0.0
+    """Share of the measured product ceiling that the useful tokens account for; 0 where it was not measured."""
+    peak_memory_bytes: int = 0
 
 
 class EvalMetrics(_Record):

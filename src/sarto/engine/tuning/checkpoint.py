@@ -1,0 +1,102 @@
+"""What a run writes to survive and to give away: resume points and exported adapters. Both appear whole or not at all.
+
+A resume point is one safetensors file with adapter, optimiser and, in its header, the cursor and what was exported so
+far. The order of the examples is a function of the seed and the step, so there is no other random state to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sarto.engine.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
+from sarto.errors import Internal
+from sarto.schema.runs import CheckpointRecord, EvalMetrics
+
+RESUME_FILE = "resume.safetensors"
+
+
+class Cursor(BaseModel):
+    """The header of a resume point."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    """Of everything that decides the numbers: another one makes the point useless."""
+    completed: int
+    history_file: str
+    history_bytes: int
+    checkpoints: list[CheckpointRecord]
+    evaluations: list[EvalMetrics]
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    cursor: Cursor
+    state: dict[str, Tensor]
+
+
+def save_resume_point(folder: Path, cursor: Cursor, state: dict[str, Tensor]) -> None:
+    partial = folder / f".{RESUME_FILE}.{os.getpid()}"
+    save_file(state, partial, metadata={"cursor": cursor.model_dump_json()})
+    _flush(partial)
+    partial.replace(folder / RESUME_FILE)
+
+
+def load_resume_point(folder: Path) -> ResumePoint | None:
+    """None where there is none. Raises Internal for a file that cannot be read."""
+    path = folder / RESUME_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            cursor = Cursor.model_validate_json(file.metadata()["cursor"])
+            return ResumePoint(cursor, {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise Internal(f"the resume point cannot be read: {error}") from None
+
+
+def export(adapter: LoraAdapter, folder: Path, base_name: str) -> dict[str, str]:
+    """Write a PEFT adapter, read it back, compare; file name → sha256. Raises if a value is not finite or differs."""
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_adapter(adapter, partial, base_name)
+    again = read_adapter(partial)
+    for name, tensor in adapter.named_tensors():
+        if not torch.equal(again.tensors[name], tensor.detach().cpu()):
+            raise Internal(f"checkpoint {folder.name}: {name} was not read back as it was written")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        _flush(partial / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS_FILE, CONFIG_FILE)}
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same files under another name; copied where the file system cannot link."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
+
+
+def fingerprint(facts: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

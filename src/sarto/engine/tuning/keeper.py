@@ -1,0 +1,99 @@
+"""Keeps what a run has made: exported checkpoints, evaluations so far, and a resume point every few seconds.
+
+The run folder belongs to this attempt; the resume folder outlives it and holds the resume point, the history behind it
+and links to the exported checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sarto.engine.lora import LoraAdapter
+from sarto.engine.tuning.checkpoint import Cursor, export, link_folder, load_resume_point, save_resume_point
+from sarto.engine.tuning.journal import Journal
+from sarto.engine.tuning.trainer import Trainer
+from sarto.errors import Internal
+from sarto.schema.runs import CheckpointRecord, EvalMetrics
+
+CHECKPOINTS = "checkpoints"
+
+
+class Keeper:
+    def __init__(
+        self,
+        run_folder: Path,
+        resume_folder: Path | None,
+        *,
+        attempt: int,
+        fingerprint: str,
+        resume_seconds: float,
+        base_name: str,
+    ) -> None:
+        self.run_folder, self.resume_folder = run_folder, resume_folder
+        self.fingerprint, self.resume_seconds, self.base_name = fingerprint, resume_seconds, base_name
+        self.checkpoints: list[CheckpointRecord] = []
+        self.evaluations: list[EvalMetrics] = []
+        self.history: Path | None = None
+        self._saved_at = time.monotonic()
+        if resume_folder is not None:
+            resume_folder.mkdir(parents=True, exist_ok=True)
+            self.history = resume_folder / f"history-{attempt}.jsonl"
+            self.history.unlink(missing_ok=True)
+
+    def resume(self, trainer: Trainer, journal: Journal) -> None:
+        """Continue where an earlier attempt stopped, if it left a point that belongs to this very run."""
+        if self.resume_folder is None:
+            return
+        try:
+            point = load_resume_point(self.resume_folder)
+        except Internal as error:
+            journal.say("note", message=f"{error.message}; starting from the first step")
+            return
+        if point is None:
+            return
+        cursor = point.cursor
+        if cursor.fingerprint != self.fingerprint:
+            journal.say("note", message="the resume point is of other data or parameters; starting from the first step")
+            return
+        lines = (self.resume_folder / cursor.history_file).read_bytes()[: cursor.history_bytes]
+        for record in cursor.checkpoints:
+            link_folder(self.resume_folder / record.folder, self.run_folder / record.folder)
+        self.checkpoints, self.evaluations = list(cursor.checkpoints), list(cursor.evaluations)
+        trainer.restore(cursor.completed, point.state)
+        journal.replay(lines)
+        journal.say("note", message=f"resumed after step {cursor.completed}")
+
+    def export(self, adapter: LoraAdapter, step: int, epoch: int, evaluation: EvalMetrics | None) -> CheckpointRecord:
+        folder = f"{CHECKPOINTS}/{step}"
+        (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
+        files = export(adapter, self.run_folder / folder, self.base_name)
+        if self.resume_folder is not None:
+            link_folder(self.run_folder / folder, self.resume_folder / folder)
+        record = CheckpointRecord(
+            checkpoint_id=str(len(self.checkpoints) + 1),
+            epoch=epoch,
+            step=step,
+            folder=folder,
+            files=files,
+            evaluation=evaluation,
+        )
+        self.checkpoints.append(record)
+        return record
+
+    def save_if_due(self, trainer: Trainer, journal: Journal) -> None:
+        """Call between steps only: a point holds whole steps with all that belongs to them."""
+        if self.resume_folder is None or self.history is None:
+            return
+        if time.monotonic() - self._saved_at < self.resume_seconds:
+            return
+        cursor = Cursor(
+            fingerprint=self.fingerprint,
+            completed=trainer.completed,
+            history_file=self.history.name,
+            history_bytes=journal.history_bytes,
+            checkpoints=self.checkpoints,
+            evaluations=self.evaluations,
+        )
+        save_resume_point(self.resume_folder, cursor, trainer.state())
+        self._saved_at = time.monotonic()
