@@ -1,0 +1,156 @@
+"""A conversation as pieces of rendered text, each learned or not: the one place where prompt and reply are cut apart.
+
+A reply starts where the template's own generation prompt ends and closes with the template's end-of-turn token, so the
+text in front of a reply is by construction what serving sends. Training and serving both call this; tokens come later.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from sarto.engine.data.template import ChatTemplate, Message
+from sarto.schema.turns import RowFault, Turn
+
+MARK = "\ufdd0"
+"""A code point that is no character; it keeps the spelling of a special token inside a text from being one."""
+Tools = tuple[dict[str, Any], ...]
+
+
+class Piece(NamedTuple):
+    """A stretch of rendered text that is encoded by itself."""
+
+    text: str
+    learned: bool
+
+
+class _Conversation:
+    """Renderings of growing parts of one conversation, each made once."""
+
+    def __init__(self, template: ChatTemplate, turns: tuple[Turn, ...], tools: Tools) -> None:
+        self._template = template
+        self._messages, self._starts = template.messages(turns, tools)
+        self._tools: list[Message] = template.tool_messages(tools)
+        self.turns = turns[1:] if turns[0].role == "system" else turns
+        self.replies = [index for index, turn in enumerate(self.turns) if turn.role == "model"]
+        self._prompts: dict[int, str] = {}
+
+    def prompt(self, index: int) -> str:
+        """What serving sends to get turn `index`: everything before it, and the generation prompt."""
+        if index not in self._prompts:
+            thinking = bool(self.turns[index].thought)
+            messages = self._messages[: self._starts[index]]
+            self._prompts[index] = self._template.render(messages, self._tools, prompt=True, thinking=thinking)
+        return self._prompts[index]
+
+    def open_prompt(self, thinking: bool) -> str:
+        """What serving sends to continue the whole conversation."""
+        return self._template.render(self._messages, self._tools, prompt=True, thinking=thinking)
+
+    def through(self, index: int) -> str:
+        """The conversation up to and with the reply `index`."""
+        messages = self._messages[: self._starts[index] + 1]
+        thinking = bool(self.turns[index].thought)
+        return self._template.render(messages, self._tools, prompt=False, thinking=thinking)
+
+    def cuts(self, text: str, before: int) -> list[int]:
+        """Where replies in front of turn `before` start in `text`; only those whose own prompt opens the text."""
+        prompts = (self.prompt(index) for index in self.replies if index < before)
+        return [len(prompt) for prompt in prompts if text.startswith(prompt)]
+
+
+def prompt_pieces(
+    template: ChatTemplate, turns: tuple[Turn, ...], tools: Tools, special: re.Pattern[str], *, thinking: bool
+) -> list[Piece]:
+    """The pieces of what serving sends for a conversation that ends with a user's or a tool's turn. Raises RowFault."""
+    conversation = _Conversation(template, protect(turns, special), tools)
+    text = conversation.open_prompt(thinking)
+    return _cut(text, conversation.cuts(text, len(conversation.turns)))
+
+
+def training_pieces(
+    template: ChatTemplate, turns: tuple[Turn, ...], tools: Tools, special: re.Pattern[str]
+) -> list[list[Piece]]:
+    """One list for the whole conversation; one for each reply where the template rewrites earlier turns once later ones
+    come (as reasoning models' templates do). Raises RowFault when a reply cannot be cut out exactly."""
+    conversation = _Conversation(template, protect(turns, special), tools)
+    replies = [(index, _reply(conversation, index, special)) for index in conversation.replies]
+    if len(replies) > 1:
+        last, reply = replies[-1]
+        whole = conversation.prompt(last) + reply
+        if all(whole.startswith(conversation.prompt(index) + text) for index, text in replies):
+            return [_cut_learned([(len(conversation.prompt(index)), text) for index, text in replies], whole)]
+    rows = []
+    for index, text in replies:
+        prompt = conversation.prompt(index)
+        rows.append([*_cut(prompt, conversation.cuts(prompt, index)), Piece(text, True)])
+    return rows
+
+
+def protect(turns: tuple[Turn, ...], special: re.Pattern[str]) -> tuple[Turn, ...]:
+    """The turns with every spelling of a special token broken up; `unmark` heals it when the text becomes tokens."""
+    return tuple(_protect_turn(turn, special) if _spells_special(turn, special) else turn for turn in turns)
+
+
+def unmark(text: str) -> str:
+    return text.replace(MARK, "") if MARK in text else text
+
+
+def _reply(conversation: _Conversation, index: int, special: re.Pattern[str]) -> str:
+    """The text to learn: from the end of the prompt to the end-of-turn token, with the turn's own words inside."""
+    prompt, through = conversation.prompt(index), conversation.through(index)
+    if not through.startswith(prompt):
+        seen = "a reply that does not start where the template's generation prompt ends"
+        raise RowFault("", seen, "a reply that continues its prompt", "change the reply or drop the row")
+    tail = through[len(prompt) :]
+    ends = [match.end() for match in special.finditer(tail)]
+    if not ends or tail[ends[-1] :].strip():
+        wanted = "an end-of-turn token behind the reply"
+        raise RowFault("", "a reply without end", wanted, "use a base model whose template closes the model's turn")
+    text = tail[: ends[-1]]
+    words = str.strip(conversation.turns[index].text)[-32:]
+    if words not in text:
+        raise RowFault(
+            "", "a reply the chat template leaves out", "a reply it shows", "change the reply or drop the row"
+        )
+    return text
+
+
+def _cut(text: str, cuts: list[int]) -> list[Piece]:
+    edges = [0, *cuts, len(text)]
+    return [Piece(text[start:end], False) for start, end in pairwise(edges) if end > start]
+
+
+def _cut_learned(replies: list[tuple[int, str]], whole: str) -> list[Piece]:
+    pieces, at = [], 0
+    for start, text in replies:
+        pieces += [Piece(whole[at:start], False), Piece(text, True)]
+        at = start + len(text)
+    return pieces
+
+
+def _spells_special(turn: Turn, special: re.Pattern[str]) -> bool:
+    if turn.calls or turn.responses:
+        return True
+    for text in (turn.text, turn.thought):
+        if MARK in text:
+            raise RowFault("", "the code point U+FDD0, which is no character", "text without it", "remove it")
+        if special.search(text):
+            return True
+    return False
+
+
+def _protect_turn(turn: Turn, special: re.Pattern[str]) -> Turn:
+    def safe(value: Any) -> Any:
+        if isinstance(value, str):
+            return special.sub(lambda match: match[0][0] + MARK + match[0][1:], value)
+        if isinstance(value, list):
+            return [safe(inner) for inner in value]
+        if isinstance(value, dict):
+            return {safe(key): safe(inner) for key, inner in value.items()}
+        return value
+
+    calls = tuple(type(call)(call.name, safe(call.arguments), call.id) for call in turn.calls)
+    responses = tuple(type(answer)(answer.name, safe(answer.content), answer.id) for answer in turn.responses)
+    return Turn(turn.role, safe(turn.text), calls, responses, safe(turn.thought))

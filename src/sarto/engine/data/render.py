@@ -1,0 +1,122 @@
+"""Examples to tokens with their loss mask, and prompts to tokens, by the model's own chat template.
+
+The one renderer: training, evaluation, token counting and serving call it, so a prompt has the same tokens in all of
+them. Knows no files and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sarto.engine.data.layout import Piece, prompt_pieces, training_pieces, unmark
+from sarto.engine.data.tokenizer import ChatTokenizer, pack, to_list, unpack
+from sarto.errors import InvalidArgument
+from sarto.schema.examples import Example, RowFault, read_conversation
+from sarto.schema.generation import Content, Tool
+
+RENDERER_VERSION = 1
+"""Changes when the same row would become other tokens; part of the name of every token cache."""
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Tokens of one conversation; `loss_mask` is true where a token is learned."""
+
+    tokens: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The same, small: tokens as little-endian uint32 bytes, and the learned spans as (start, end) token positions."""
+
+    tokens: bytes
+    spans: Spans
+
+    def rendered(self) -> Rendered:
+        tokens = unpack(self.tokens)
+        mask = np.zeros(len(tokens), dtype=bool)
+        for start, end in self.spans:
+            mask[start:end] = True
+        return Rendered(tokens.tolist(), mask.tolist())
+
+
+def render(example: Example, tokenizer: ChatTokenizer) -> list[Rendered]:
+    """One Rendered, or one for each reply where the template rewrites earlier turns. Raises RowFault."""
+    return [packed.rendered() for packed in render_packed(example, tokenizer)]
+
+
+def render_packed(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
+    """`render` in the small form. Raises RowFault."""
+    try:
+        rows = training_pieces(tokenizer.template, example.turns, example.tools, tokenizer.special_pattern)
+    except RowFault as fault:
+        fault.line = example.line
+        raise
+    return [_pack_pieces(pieces, tokenizer) for pieces in rows]
+
+
+def render_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: bool = False) -> list[int]:
+    """What serving feeds for a conversation that waits for the model: its tokens, generation prompt included.
+
+    `thinking` opens the reasoning of models that have one; replies without a thought were trained with it closed.
+    Raises RowFault when the template refuses the conversation."""
+    template, special = tokenizer.template, tokenizer.special_pattern
+    pieces = prompt_pieces(template, conversation.turns, conversation.tools, special, thinking=thinking)
+    return to_list(_pack_pieces(pieces, tokenizer).tokens)
+
+
+def conversation_from_contents(
+    contents: Sequence[Content], system_instruction: Content | None = None, tools: Sequence[Tool] = ()
+) -> Example:
+    """A request's contents as the example to continue. Raises InvalidArgument."""
+    row: dict[str, Any] = {"contents": [content.to_json() for content in contents]}
+    if system_instruction is not None and system_instruction.parts:
+        row["systemInstruction"] = system_instruction.to_json()
+    if tools:
+        row["tools"] = [tool.to_json() for tool in tools]
+    try:
+        return read_conversation(row)
+    except RowFault as fault:
+        raise InvalidArgument(fault.reason) from None
+
+
+def replies(example: Example) -> list[Example]:
+    """For each reply of an example, the conversation that serving would be asked to continue with it."""
+    found = []
+    for index, turn in enumerate(example.turns):
+        if turn.role == "model":
+            found.append(Example(example.turns[:index], example.tools, example.line, example.format))
+    return found
+
+
+def _pack_pieces(pieces: list[Piece], tokenizer: ChatTokenizer) -> Packed:
+    parts: list[bytes] = []
+    spans: list[tuple[int, int]] = []
+    length = 0
+    for text, learned in pieces:
+        start = length
+        for part in encode_piece(text, tokenizer):
+            parts.append(part)
+            length += len(part) // 4
+        if learned:
+            spans.append((start, length))
+    return Packed(b"".join(parts), tuple(spans))
+
+
+def encode_piece(text: str, tokenizer: ChatTokenizer) -> list[bytes]:
+    """Rendered text to packed tokens: the template's special tokens by name, everything between them as plain text."""
+    edges = [match.span() for match in tokenizer.special_pattern.finditer(text)]
+    parts: list[bytes] = []
+    for (_, end), (start, close) in pairwise([(0, 0), *edges, (len(text), len(text))]):
+        if start > end:
+            parts.append(tokenizer.encode_packed(unmark(text[end:start])))
+        if close > start:
+            parts.append(pack([tokenizer.special_ids[text[start:close]]]))
+    return parts

@@ -1,0 +1,271 @@
+"""Text to tokens and back for one model folder. Special tokens never come from text: `encode` reads their spelling as
+ordinary characters, and only the chat template places them. No transformers import.
+
+Words repeat, so tokens are remembered per word (the text up to the next space) wherever the tokenizer provably splits
+there; that makes a million rows affordable. Used by the renderer, by the data stage and by serving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sarto.engine.data.template import ChatTemplate
+from sarto.errors import FailedPrecondition
+
+WORD_LIMIT = 400_000
+"""Words remembered per tokenizer; about 100 MB when full."""
+LONGEST_WORD = 48
+REPLACEMENT = "\ufffd"
+# Pre-tokenizer patterns that always split in front of a space that follows a non-space.
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+KNOWN_SPLITS = frozenset(
+    f"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_LETTERS}|{numbers}|{_REST}" for numbers in (r"\p{N}", r"\p{N}{1,3}")
+)
+_CHUNK = re.compile(r"\s*\S+(?:[^\S ]\s*\S+)*(?:[^\S ]\s*\Z)?|\s+")
+"""Stretches between such places, for texts with runs of white space."""
+
+
+class _Awkward(Exception):
+    """A word met where splitting at single spaces is not exact."""
+
+
+class _Words(dict[str, bytes]):
+    """Tokens of words that follow a space, as little-endian uint32 bytes; filled as words are met."""
+
+    def __init__(self, tokenizer: Tokenizer, before: str) -> None:
+        super().__init__()
+        self._tokenizer, self._before = tokenizer, before
+
+    def __missing__(self, word: str) -> bytes:
+        if not word or word[-1].isspace():
+            raise _Awkward
+        ids = pack(self._tokenizer.encode(self._before + word, add_special_tokens=False).ids)
+        if len(word) <= LONGEST_WORD and len(self) < WORD_LIMIT:
+            self[word] = ids
+        return ids
+
+
+def pack(ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian uint32 bytes."""
+    return np.fromiter(ids, dtype="<u4").tobytes()
+
+
+def to_list(packed: bytes) -> list[int]:
+    ids: list[int] = unpack(packed).tolist()
+    return ids
+
+
+def unpack(packed: bytes) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.frombuffer(packed, dtype="<u4")
+
+
+class ChatTokenizer:
+    """Tokenizer and chat template of one model. `digest` names both; `end_of_turn_ids` end a reply."""
+
+    def __init__(self, tokenizer_json: str, template: str, variables: dict[str, str], end_ids: Iterable[int]) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = {token.content: number for number, token in added.items() if token.special}
+        _refuse_unsuitable(json.loads(tokenizer_json), added, self.special_ids)
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.template = ChatTemplate(template, variables)
+        self.bos_id = self.special_ids.get(variables.get("bos_token", ""))
+        self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
+        self._inner = _Words(self._tokenizer, " ")
+        self._first = _Words(self._tokenizer, "")
+        parts = [tokenizer_json, template, json.dumps(variables, sort_keys=True)]
+        self.digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        self.end_of_turn_ids = frozenset(end_ids)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ChatTokenizer:
+        """From a base model's folder. Raises FailedPrecondition when it lacks a file or has a kind we do not read."""
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").exists():
+            raise FailedPrecondition(f"{folder.name} has no tokenizer.json")
+        tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        settings = _read_json(folder / "tokenizer_config.json")
+        config = _read_json(folder / "config.json")
+        generation = _read_json(folder / "generation_config.json")
+        ends = generation.get("eos_token_id", config.get("eos_token_id"))
+        end_ids = [] if ends is None else (ends if isinstance(ends, list) else [ends])
+        variables = _special_variables(settings, config, json.loads(tokenizer_json)["added_tokens"])
+        return cls(tokenizer_json, _read_template(folder, settings), variables, end_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text; no special token, whatever the text spells."""
+        return to_list(self.encode_packed(text))
+
+    def encode_packed(self, text: str) -> bytes:
+        """`encode` as little-endian uint32 bytes, which is how rows are stored."""
+        if not self.splits_at_spaces:
+            return pack(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        first, *middle = text.split(" ")
+        try:
+            if not middle:
+                return self._whole(first)
+            last = middle.pop()
+            if first and first[-1].isspace():
+                raise _Awkward
+            head = self._first[first] if first else b""
+            tail = self._inner[last] if last and not last[-1].isspace() else self._whole(" " + last)
+            return b"".join((head, *map(self._inner.__getitem__, middle), tail))
+        except _Awkward:
+            return b"".join(map(self._whole, _CHUNK.findall(text)))
+
+    def _whole(self, chunk: str) -> bytes:
+        """Tokens of a stretch that ends where the tokenizer splits, or where the text ends."""
+        if len(chunk) > 1 and chunk[0] == " " and not chunk[1].isspace() and not chunk[-1].isspace():
+            return self._inner[chunk[1:]]
+        found = self._first.get(chunk)
+        if found is None:
+            found = pack(self._tokenizer.encode(chunk, add_special_tokens=False).ids)
+            if len(chunk) <= LONGEST_WORD and len(self._first) < WORD_LIMIT:
+                self._first[chunk] = found
+        return found
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, number: int) -> str:
+        """One token as text, special ones by name; a piece of a character shows as U+FFFD."""
+        return self.decode([number], skip_special_tokens=False)
+
+    def stream(self) -> Detokenizer:
+        return Detokenizer(self)
+
+
+class Detokenizer:
+    """Text as tokens arrive: never half a character, and together exactly `decode` of all of them."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0
+        self._read = 0
+
+    def push(self, number: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._ids.append(number)
+        known, text = self._texts()
+        if text.endswith(REPLACEMENT) or len(text) <= len(known):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(known) :]
+
+    def flush(self) -> str:
+        """What is left at the end, unfinished characters as U+FFFD."""
+        known, text = self._texts()
+        self._start = self._read = len(self._ids)
+        return text[len(known) :]
+
+    def _texts(self) -> tuple[str, str]:
+        decode = self._tokenizer.decode
+        return decode(self._ids[self._start : self._read]), decode(self._ids[self._start :])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _read_template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    given = settings.get("chat_template")
+    if isinstance(given, list):
+        named = {entry["name"]: entry["template"] for entry in given}
+        given = named.get("default")
+    if not isinstance(given, str):
+        raise FailedPrecondition(f"{folder.name} has no chat template; tune an instruction-tuned base model")
+    return given
+
+
+def _special_variables(settings: dict[str, Any], config: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, str]:
+    """`bos_token` and its relatives as text: from the tokenizer's settings, else by the ids of the configuration."""
+    by_id = {token["id"]: token["content"] for token in added}
+    found: dict[str, str] = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is None:
+            number = config.get(f"{name}_id")
+            number = number[0] if isinstance(number, list) and number else number
+            value = by_id.get(number) if isinstance(number, int) else None
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _refuse_unsuitable(description: dict[str, Any], added: dict[int, Any], specials: dict[str, int]) -> None:
+    """Kinds of tokenizer whose parts cannot be encoded one by one and give the same tokens as the whole."""
+    for content, number in specials.items():
+        token = added[number]
+        if token.lstrip or token.rstrip or token.single_word:
+            raise FailedPrecondition(
+                f"the tokenizer's {content} takes in the spaces around it; this kind is not supported"
+            )
+    for part in (*_parts(description, "normalizer"), *_parts(description, "pre_tokenizer")):
+        if part["type"] in ("Prepend", "Metaspace") or part.get("add_prefix_space"):
+            raise FailedPrecondition(
+                f"the tokenizer ({part['type']}) puts a space in front of every text; this kind is not supported"
+            )
+
+
+def _parts(description: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    part = description.get(key)
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers")
+    return list(inner) if part["type"] == "Sequence" else [part]
+
+
+def _splits_at_spaces(description: dict[str, Any]) -> bool:
+    """Whether a text may be cut in front of every space that follows a non-space, whatever stands around it."""
+    for token in description["added_tokens"]:
+        if re.search(r"\S ", token["content"]) or token["rstrip"] or token["normalized"]:
+            return False
+    space = " "
+    for part in _parts(description, "normalizer"):
+        if part["type"] == "Replace" and part["pattern"] == {"String": " "}:
+            space = part["content"]
+        elif part["type"] != "NFC":
+            return False
+    return _pre_tokenizer_splits(_parts(description, "pre_tokenizer")) or _no_token_spans(description, space)
+
+
+def _pre_tokenizer_splits(parts: list[dict[str, Any]]) -> bool:
+    splits = False
+    for part in parts:
+        if part["type"] == "ByteLevel":
+            splits = splits or part.get("use_regex", True)
+        elif part["type"] == "Split" and part["pattern"].get("Regex") in KNOWN_SPLITS:
+            splits = splits or (part["behavior"] == "Isolated" and not part["invert"])
+        elif part["type"] != "Digits":
+            return False
+    return splits
+
+
+def _no_token_spans(description: dict[str, Any], space: str) -> bool:
+    """Without a splitting pre-tokenizer: no token of the vocabulary reaches over a non-space into a space."""
+    model, parts = description["model"], _parts(description, "pre_tokenizer")
+    if model["type"] != "BPE" or (model.get("fuse_unk") and not model.get("byte_fallback")):
+        return False
+    if any(part["type"] != "Split" or part["pattern"] != {"String": " "} for part in parts):
+        return False
+    spans = re.compile(f"[^{re.escape(space)}]{re.escape(space)}")
+    return not any(spans.search(token) for token in model["vocab"])
