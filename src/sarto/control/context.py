@@ -29,6 +29,9 @@ class Limits:
     max_validation_examples: int = 5_000
     lease_seconds: float = 10.0
     max_attempts: int = 3
+    """Runs that may be lost to machinery before the job fails."""
+    retry_seconds: float = 2.0
+    """Pause after the first lost run; it doubles with each further one."""
     threads: int = 1
     """CPU threads of one run."""
 

@@ -117,6 +117,7 @@ tuning_job = Table(
     Index("tuning_job_list", "project", "location", "id"),
     Index("tuning_job_all", "project", "id"),
     Index("tuning_job_runnable", "state", "project", "create_time"),
+    Index("tuning_job_leased", "lease_owner", "lease_until"),
 )
 project_turn = Table(
     "project_turn",
@@ -227,6 +228,7 @@ endpoint = Table(
     Column("resource", Text, nullable=False),
     Column("create_time", Float, nullable=False),
     Index("endpoint_list", "project", "location", "id"),
+    Index("endpoint_of", "project", "job"),
 )
 operation = Table(
     "operation",

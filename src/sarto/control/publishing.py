@@ -1,0 +1,342 @@
+"""What a run made, made real: adapter files kept and copied into buckets, checkpoint endpoints, model versions.
+
+Files first, the rows that point at them last, in a transaction that holds the lease. Every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from sarto.control import events, leases, projects
+from sarto.control.context import AnyRow, Control
+from sarto.control.events import timestamp
+from sarto.control.leases import Lease
+from sarto.control.progress import data_stats, effective
+from sarto.control.tuning_jobs import RUNNING, SUCCEEDED, Fenced, advance, amend
+from sarto.control.validation import Plan
+from sarto.errors import AlreadyExists, FailedPrecondition, NotFound
+from sarto.names import ResourceName, new_id, parse_gs_uri
+from sarto.schema.runs import CheckpointRecord, RunResult
+from sarto.storage.tables import checkpoint, endpoint, model, model_version
+
+TUNE_TYPE = "sft"
+TUNE_TYPE_LABEL = "tune-type"
+BASE_MODEL_LABEL = "google-vertex-llm-tuning-base-model-id"
+OPEN_FOLDER = "postprocess/node-0/checkpoints"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An adapter on this machine, named by its content."""
+
+    digest: str
+    folder: Path
+
+
+def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord, run_folder: Path) -> None:
+    """Give a checkpoint its files, its row and its endpoint, while training goes on. Raises Fenced."""
+    with control.database.reading() as connection:
+        row = leases.hold(connection, lease)
+        known = _checkpoints(connection, lease).get(record.checkpoint_id)
+    kept = _keep(control, run_folder / record.folder, record.files)
+    if known is not None and known.adapter_digest == kept.digest:
+        return
+    uri = f"{artifact_uri(control, row)}{_folder_name(row, record.checkpoint_id)}/"
+    _upload(control, lease.project, kept.folder, record.files, uri)
+    with control.database.transaction() as connection:
+        row = _running(connection, lease)
+        now = control.database.now(connection)
+        plan = Plan(**orjson.loads(row.run))
+        endpoint_id = known.endpoint if known is not None else new_id()
+        connection.execute(_one_checkpoint(checkpoint.delete(), lease, record))
+        connection.execute(
+            checkpoint.insert().values(
+                project=lease.project,
+                job=lease.job,
+                checkpoint_id=record.checkpoint_id,
+                epoch=record.epoch,
+                step=record.step,
+                endpoint=endpoint_id,
+                artifact_uri=uri,
+                adapter_folder=str(kept.folder),
+                adapter_digest=kept.digest,
+                resource=_origin(plan, record),
+                create_time=now,
+            )
+        )
+        if known is None:
+            _insert_endpoint(connection, row, endpoint_id, record, now)
+        listed = [_as_wire(row, one) for one in _ordered(_checkpoints(connection, lease))]
+        amend(connection, row, now, {"tunedModel": {"checkpoints": listed}})
+        events.record(
+            connection, lease.project, lease.job, lease.epoch, now, "checkpoint", _about(record), _facts(record)
+        )
+
+
+def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) -> None:
+    """Publish what is left, register the model, end the job as SUCCEEDED. Raises Fenced."""
+    with control.database.reading() as connection:
+        row = leases.hold(connection, lease)
+    resource = orjson.loads(row.resource)
+    records = result.checkpoints
+    if resource["supervisedTuningSpec"].get("exportLastCheckpointOnly"):
+        records = records[-1:]
+    for record in records:
+        if (run_folder / record.folder).is_dir():
+            publish_checkpoint(control, lease, record, run_folder)
+    if resource.get("outputUri"):
+        _upload_final(control, row, lease)
+    with control.database.transaction() as connection:
+        row = _running(connection, lease)
+        now = control.database.now(connection)
+        made = _ordered(_checkpoints(connection, lease))
+        if not made:
+            raise FailedPrecondition("The run ended without a checkpoint.")
+        default = made[-1]
+        name = _register(connection, row, made, default, artifact_uri(control, row), now)
+        advance(connection, row, SUCCEEDED, now, _ending(row, result, name, made, default))
+        best = (
+            f" The best by validation is {result.best_checkpoint_id}: {result.best_reason}"
+            if result.best_reason
+            else ""
+        )
+        events.record(
+            connection, lease.project, lease.job, lease.epoch, now, "succeeded", f"The model is {name}.{best}"
+        )
+
+
+def artifact_uri(control: Control, row: AnyRow) -> str:
+    """The gs:// folder of all of a job's checkpoints, with `/` at its end; its bucket exists after this."""
+    output = orjson.loads(row.resource).get("outputUri")
+    if output:
+        parse_gs_uri(output, "tuning_job.output_uri")
+        return f"{output.rstrip('/')}/{OPEN_FOLDER}/"
+    project = projects.find(control.database, row.project)
+    assert project is not None
+    bucket = f"sarto-{project.id}-models"
+    try:
+        control.buckets.bucket(bucket, row.project)
+    except NotFound:
+        try:
+            control.buckets.create_bucket(row.project, bucket)
+        except AlreadyExists:
+            raise FailedPrecondition(f"The bucket gs://{bucket} for tuned models belongs to another project.") from None
+    return f"gs://{bucket}/tuningJobs/{row.id}/checkpoints/"
+
+
+def _running(connection: Connection, lease: Lease) -> AnyRow:
+    """The held row of a job that is not being cancelled. Raises Fenced."""
+    row = leases.hold(connection, lease)
+    if row.state != str(RUNNING):
+        raise Fenced(f"job {lease.job} is {row.state}")
+    return row
+
+
+def _keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
+    """The adapter's files under a name made of their digests, so that equal adapters are kept once."""
+    digest = hashlib.sha256("".join(f"{name}:{sha}\n" for name, sha in sorted(files.items())).encode()).hexdigest()
+    folder = control.adapter_folder(digest)
+    if not folder.is_dir():
+        part = folder.with_name(f".{digest}.{new_id()}")
+        part.mkdir(parents=True)
+        for name in files:
+            _link(source / name, part / name)
+        try:
+            part.rename(folder)
+        except OSError:  # another supervisor kept the same adapter meanwhile
+            shutil.rmtree(part)
+    return Kept(digest, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _upload(control: Control, project: str, folder: Path, files: dict[str, str], uri: str) -> None:
+    bucket, prefix = parse_gs_uri(uri, "tuning_job.output_uri")
+    for name in sorted(files):
+        control.buckets.put_file(bucket, prefix + name, folder / name, project=project)
+
+
+def _upload_final(control: Control, row: AnyRow, lease: Lease) -> None:
+    """The last checkpoint once more under the documented name `final`."""
+    with control.database.reading() as connection:
+        last = _ordered(_checkpoints(connection, lease))[-1]
+    names = {path.name: "" for path in Path(last.adapter_folder).iterdir()}
+    _upload(control, lease.project, Path(last.adapter_folder), names, f"{artifact_uri(control, row)}final/")
+
+
+def _folder_name(row: AnyRow, checkpoint_id: str) -> str:
+    return f"checkpoint-{checkpoint_id}" if "outputUri" in orjson.loads(row.resource) else checkpoint_id
+
+
+def _origin(plan: Plan, record: CheckpointRecord) -> str:
+    """What answers need to know of a checkpoint without its job or model."""
+    evaluation = record.evaluation.model_dump() if record.evaluation else None
+    origin = {"weights": plan.weights, "baseModel": plan.base_model, "rank": plan.rank, "evaluation": evaluation}
+    return orjson.dumps(origin).decode()
+
+
+def _checkpoints(connection: Connection, lease: Lease) -> dict[str, AnyRow]:
+    query = sa.select(checkpoint).where(checkpoint.c.project == lease.project, checkpoint.c.job == lease.job)
+    return {row.checkpoint_id: row for row in connection.execute(query)}
+
+
+def _ordered(found: dict[str, AnyRow]) -> list[AnyRow]:
+    return sorted(found.values(), key=lambda row: row.step)
+
+
+def _one_checkpoint(statement: sa.Delete, lease: Lease, record: CheckpointRecord) -> sa.Delete:
+    return statement.where(
+        checkpoint.c.project == lease.project,
+        checkpoint.c.job == lease.job,
+        checkpoint.c.checkpoint_id == record.checkpoint_id,
+    )
+
+
+def _as_wire(row: AnyRow, made: AnyRow) -> dict[str, Any]:
+    return {
+        "checkpointId": made.checkpoint_id,
+        "epoch": str(made.epoch),
+        "step": str(made.step),
+        "endpoint": str(ResourceName(row.project, row.location, "endpoints", made.endpoint)),
+    }
+
+
+def _insert_endpoint(
+    connection: Connection, row: AnyRow, endpoint_id: str, record: CheckpointRecord, now: float
+) -> None:
+    name = ResourceName(row.project, row.location, "endpoints", endpoint_id)
+    resource = {
+        "name": str(name),
+        "displayName": row.display_name,
+        "labels": orjson.loads(row.resource).get("labels", {}),
+        "createTime": timestamp(now),
+        "updateTime": timestamp(now),
+    }
+    connection.execute(
+        endpoint.insert().values(
+            project=row.project,
+            id=endpoint_id,
+            location=row.location,
+            job=row.id,
+            model="",
+            version=0,
+            checkpoint_id=record.checkpoint_id,
+            resource=orjson.dumps(resource).decode(),
+            create_time=now,
+        )
+    )
+
+
+def _register(
+    connection: Connection, row: AnyRow, made: list[AnyRow], default: AnyRow, uri: str, now: float
+) -> ResourceName:
+    """A new model, or the next version of the one that was tuned further; gives its versioned name."""
+    plan = Plan(**orjson.loads(row.run))
+    model_id, version = plan.model, 0
+    if model_id:
+        found = connection.execute(
+            sa.select(model).where(model.c.project == row.project, model.c.id == model_id).with_for_update()
+        ).first()
+        numbers = sa.select(sa.func.max(model_version.c.version)).where(
+            model_version.c.project == row.project, model_version.c.model == model_id
+        )
+        version = connection.execute(numbers).scalar() or 0
+        model_id = model_id if found is not None else ""  # it was deleted meanwhile: begin a new one
+    if not model_id:
+        model_id, version = new_id(), 0
+        connection.execute(
+            model.insert().values(
+                project=row.project, id=model_id, location=row.location, default_version=1, create_time=now
+            )
+        )
+    version += 1
+    connection.execute(
+        model.update().where(model.c.project == row.project, model.c.id == model_id).values(default_version=version)
+    )
+    name = ResourceName(row.project, row.location, "models", model_id)
+    connection.execute(
+        model_version.insert().values(
+            project=row.project,
+            model=model_id,
+            version=version,
+            job=row.id,
+            base=plan.weights,
+            default_checkpoint=default.checkpoint_id,
+            resource=orjson.dumps(_model(row, plan, name, version, made, uri, now)).decode(),
+            create_time=now,
+        )
+    )
+    connection.execute(
+        endpoint.update()
+        .where(endpoint.c.project == row.project, endpoint.c.job == row.id)
+        .values(model=model_id, version=version)
+    )
+    return ResourceName(row.project, row.location, "models", model_id, str(version))
+
+
+def _model(
+    row: AnyRow, plan: Plan, name: ResourceName, version: int, made: list[AnyRow], uri: str, now: float
+) -> dict[str, Any]:
+    """The version as the registry shows it, but for what changes: default checkpoint, default alias, endpoints."""
+    job = orjson.loads(row.resource)
+    labels = {**job.get("labels", {}), TUNE_TYPE_LABEL: TUNE_TYPE, BASE_MODEL_LABEL: plan.base_model}
+    return {
+        "name": str(name),
+        "versionId": str(version),
+        "displayName": row.display_name,
+        "description": job.get("description", ""),
+        "labels": labels,
+        "artifactUri": uri,
+        "checkpoints": [
+            {"checkpointId": one.checkpoint_id, "epoch": str(one.epoch), "step": str(one.step)} for one in made
+        ],
+        "modelSourceInfo": {"sourceType": "GENIE"},
+        "metadata": {"tuningJob": job["name"], "baseModel": plan.base_model, "weights": plan.weights},
+        "supportedDeploymentResourcesTypes": ["SHARED_RESOURCES"],
+        "createTime": timestamp(now),
+        "updateTime": timestamp(now),
+        "versionCreateTime": timestamp(now),
+        "versionUpdateTime": timestamp(now),
+    }
+
+
+def _ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRow], default: AnyRow) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "tunedModel": {
+            "model": str(name),
+            "endpoint": str(ResourceName(row.project, row.location, "endpoints", default.endpoint)),
+            "checkpoints": [_as_wire(row, one) for one in made],
+        }
+    }
+    if result.data is not None:
+        changes["tuningDataStats"] = {"supervisedTuningDataStats": data_stats(result.data)}
+    metadata = orjson.loads(row.resource).get("tuningJobMetadata", {})
+    metadata.pop("throughput", None)
+    if result.parameters is not None:
+        metadata["effectiveParameters"] = effective(result.parameters)
+        metadata["totalStepCount"] = metadata["completedStepCount"] = str(result.parameters.total_steps)
+        metadata["completedEpochCount"] = str(result.parameters.epoch_count)
+    return {**changes, "tuningJobMetadata": metadata or None}
+
+
+def _about(record: CheckpointRecord) -> str:
+    measured = f", validation loss {record.evaluation.loss:.3f}" if record.evaluation else ""
+    return f"Checkpoint {record.checkpoint_id} was published: epoch {record.epoch}, step {record.step}{measured}."
+
+
+def _facts(record: CheckpointRecord) -> dict[str, Any]:
+    return {"checkpointId": record.checkpoint_id, "epoch": record.epoch, "step": record.step}

@@ -1,0 +1,98 @@
+"""From a job to the spec of one run at it. Here alone the API's words become the engine's numbers.
+
+A dataset is pinned when a job first runs: later attempts read the same bytes, whatever happens to the bucket.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sarto.control.context import Control
+from sarto.control.leases import Lease
+from sarto.control.validation import SPEC, Plan
+from sarto.errors import FailedPrecondition
+from sarto.schema.runs import DatasetRef, RunSpec, TuningParameters
+from sarto.schema.tuning_jobs import SupervisedHyperParameters, TuningJob
+
+SPEC_FILE = "spec.json"
+ALPHA_PER_RANK = 2.0
+TRANSLATION_TOKENS = 1024
+
+
+def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan) -> RunSpec:
+    """Lay out the run folder with its `spec.json`. Repeatable; raises SartoError for faults the user can mend."""
+    job = TuningJob.read(resource)
+    spec = job.supervised_tuning_spec
+    assert spec is not None
+    if plan.parent_adapter and not Path(plan.parent_adapter).is_dir():
+        raise FailedPrecondition("The model that this job continues was deleted before the job ran.")
+    folder = control.job_folder(lease.job)
+    run_folder = folder / str(lease.epoch)
+    for path in (run_folder, folder / "resume", folder / "data", control.home / "cache" / "tokens"):
+        path.mkdir(parents=True, exist_ok=True)
+    weights = control.catalog.weights[plan.weights]
+    validation_uri = spec.validation_dataset_uri
+    made = RunSpec(
+        job=job.name,
+        epoch=lease.epoch,
+        run_folder=str(run_folder),
+        base=control.catalog.base(weights),
+        parent_adapter=plan.parent_adapter or None,
+        training_dataset=_pin(control, lease.project, folder / "data", "training", spec.training_dataset_uri),
+        validation_dataset=(
+            _pin(control, lease.project, folder / "data", "validation", validation_uri) if validation_uri else None
+        ),
+        data_format="translation" if plan.kind == "translation" else "auto",
+        parameters=_parameters(spec.hyper_parameters or SupervisedHyperParameters(), plan.rank, weights.learning_rate),
+        export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
+        max_tokens_per_example=TRANSLATION_TOKENS if plan.kind == "translation" else weights.context,
+        max_training_examples=control.limits.max_training_examples,
+        max_validation_examples=control.limits.max_validation_examples,
+        cache_folder=str(control.home / "cache" / "tokens"),
+        resume_folder=str(folder / "resume"),
+        threads=control.limits.threads,
+    )
+    write_whole(run_folder / SPEC_FILE, made.model_dump_json(indent=1).encode())
+    return made
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is either not there or complete."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> DatasetRef:
+    """The dataset as a file of our own; made once, then found again. Raises NotFound, InvalidArgument."""
+    record = folder / f"{name}.json"
+    if record.exists():
+        return DatasetRef.model_validate_json(record.read_bytes())
+    found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
+    path = folder / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    control.buckets.link_into(found, path)
+    made = DatasetRef(uri=uri, path=str(path), size_bytes=found.size, digest=found.sha256)
+    write_whole(record, orjson.dumps(made.model_dump()))
+    return made
+
+
+def _parameters(given: SupervisedHyperParameters, rank: int, learning_rate: float) -> TuningParameters:
+    """What the user left out stays out, except the learning rate, which is known for the base weights."""
+    return TuningParameters(
+        rank=rank,
+        alpha=ALPHA_PER_RANK * rank,
+        epoch_count=given.epoch_count,
+        learning_rate=given.learning_rate if given.learning_rate is not None else learning_rate,
+        learning_rate_multiplier=(
+            given.learning_rate_multiplier if given.learning_rate_multiplier is not None else 1.0
+        ),
+        batch_size=given.batch_size,
+    )
