@@ -16,7 +16,8 @@ from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from sarto.names import LocationName, parse_gs_uri
-from sarto.schema.evaluation import EvaluationConfig, config_faults
+from sarto.schema.evaluation import EvaluationConfig
+from sarto.schema.evaluation_faults import config_faults
 from sarto.schema.examples import DataFormat
 from sarto.schema.tuning_jobs import AdapterSize, PreTunedModel, SupervisedTuningSpec, TuningJob, TuningMode
 

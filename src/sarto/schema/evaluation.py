@@ -1,23 +1,45 @@
 """EvaluationConfig of a tuning job, its metrics, and the results per checkpoint.
 
-`config_faults` says at create time what is wrong with a config; `engine/evaluation` runs it.
+`evaluation_faults.py` says at create time what is wrong with a config; `engine/evaluation` runs it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
 
-from sarto.errors import FieldViolation
 from sarto.schema.generation import GenerationConfig
-from sarto.schema.wire import Boolean, Double, Int32, Message, ProtoEnum, Struct, Text
+from sarto.schema.wire import Boolean, Double, Int32, Message, ProtoEnum, Struct, Text, to_snake
 
 ROUGE_TYPES = frozenset({*(f"rouge{n}" for n in range(1, 10)), "rougeL", "rougeLsum"})
 RESPONSE_FIELDS = frozenset({"response", "prediction", "candidate_response"})
 """Names under which a template may ask for the tuned model's answer."""
+ROW_FIELDS = frozenset({"prompt", "reference", "system_instruction"})
+"""What a template may ask of every row of a validation dataset."""
+BASELINE_FIELD = "baseline_model_response"
+"""Under this name a template may ask for the base model's answer."""
+COMPUTED_METRICS: dict[str, str] = {
+    "exact_match": "exact_match",
+    "bleu": "bleu",
+    "rouge": "rouge",
+    **{f"rouge_{n}": f"rouge{n}" for n in range(1, 10)},
+    "rouge_l": "rougeL",
+    "rouge_l_sum": "rougeLsum",
+    "chrf": "chrf",
+    "token_f1": "token_f1",
+    "json_valid": "json_valid",
+    "json_field_accuracy": "json_field_accuracy",
+}
+"""Predefined metrics that are computed: name as it stands in `metricSpecName`, and the metric it is."""
+JUDGED_METRICS = frozenset({
+    "general_quality", "text_quality", "instruction_following", "grounding", "safety", "multi_turn_general_quality",
+    "multi_turn_text_quality", "final_response_match", "final_response_reference_free", "coherence", "fluency",
+    "groundedness", "verbosity", "summarization_quality", "question_answering_quality",
+})  # fmt: skip
+"""Predefined metrics that a model judges; a name may end with a version, as in `text_quality_v1`."""
+METRIC_VERSION = re.compile(r"_v[1-9]$")
 PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_]*)\}(?!\})")
 """A single-brace field. Doubled braces and braces around anything but a name are literal text."""
 
@@ -123,6 +145,19 @@ class LLMBasedMetricSpec(Message):
     result_parser_config: Struct | None = None
 
 
+class ScoreRange(Message):
+    min: Double | None = None
+    max: Double | None = None
+    step: Double | None = None
+    description: Text = ""
+
+
+class MetricMetadata(Message):
+    title: Text = ""
+    score_range: ScoreRange | None = None
+    other_metadata: Struct | None = None
+
+
 class Metric(Message):
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "metric_spec": (
@@ -148,7 +183,7 @@ class Metric(Message):
     bleu_spec: BleuSpec | None = None
     rouge_spec: RougeSpec | None = None
     aggregation_metrics: list[AggregationMetric] = Field(default_factory=list)
-    metadata: Struct | None = None
+    metadata: MetricMetadata | None = None
 
     @property
     def kind(self) -> str:
@@ -220,47 +255,35 @@ class EvaluateDatasetRun(Message):
     error: Struct | None = None
 
 
-def config_faults(config: EvaluationConfig, path: str) -> Iterator[FieldViolation]:
-    """What is wrong with a config as far as it can be known before a run; paths begin with `path`."""
-    if not config.metrics:
-        yield FieldViolation(f"{path}.metrics", "At least one metric is required.")
-    destination = config.output_config.gcs_destination if config.output_config else None
-    prefix = destination.output_uri_prefix if destination else ""
-    if not re.match(r"gs://[^/]+", prefix):
-        where = f"{path}.output_config.gcs_destination.output_uri_prefix"
-        yield FieldViolation(where, f'A Cloud Storage prefix is required, gs://BUCKET/FOLDER; seen: "{prefix}".')
-    for index, metric in enumerate(config.metrics):
-        yield from _metric_faults(metric, f"{path}.metrics[{index}]")
-    judge = config.autorater_config
-    if judge and judge.sampling_count is not None and not 1 <= judge.sampling_count <= 32:
-        yield FieldViolation(f"{path}.autorater_config.sampling_count", "Must be from 1 to 32.")
+def rouge_type(given: str) -> str:
+    """The documented spelling of a ROUGE type; clients also send it in lower case, as in `rougelsum`."""
+    return next((name for name in ROUGE_TYPES if name.lower() == given.lower()), given)
 
 
-def _metric_faults(metric: Metric, path: str) -> Iterator[FieldViolation]:
-    kind = metric.kind
-    if not kind:
-        yield FieldViolation(path, "One metric spec must be set: " + ", ".join(metric.ONEOFS["metric_spec"]) + ".")
-    elif kind == "custom_code_execution_spec":
-        yield FieldViolation(f"{path}.{kind}", "Custom code is not run by this service; use a prompt template instead.")
-    if metric.rouge_spec and metric.rouge_spec.rouge_type not in ROUGE_TYPES:
-        yield FieldViolation(f"{path}.{kind}.rouge_type", f"Use one of {', '.join(sorted(ROUGE_TYPES))}.")
-    template = ""
-    if metric.pointwise_metric_spec:
-        template = metric.pointwise_metric_spec.metric_prompt_template
-    if metric.pairwise_metric_spec:
-        template = metric.pairwise_metric_spec.metric_prompt_template
-        wrong = [m for m in metric.aggregation_metrics if m is not AggregationMetric.MODE]
-        if wrong:
-            yield FieldViolation(
-                f"{path}.aggregation_metrics", f"A pairwise metric aggregates by MODE only, not {wrong[0]}."
-            )
-    if metric.pointwise_metric_spec or metric.pairwise_metric_spec:
-        asked = set(PLACEHOLDER.findall(template))
-        allowed = RESPONSE_FIELDS | (
-            {metric.pairwise_metric_spec.candidate_response_field_name} - {""} if metric.pairwise_metric_spec else set()
-        )
-        if not asked & allowed:
-            where = f"{path}.{kind}.metric_prompt_template"
-            yield FieldViolation(
-                where, "The template must hold the answer to be judged: write {response} where it belongs."
-            )
+def predefined_name(given: str) -> str:
+    """The name of a predefined metric without its version; clients may send it in upper case."""
+    return METRIC_VERSION.sub("", given.lower())
+
+
+def metric_parameters(spec: PredefinedMetricSpec | ComputationBasedMetricSpec) -> dict[str, object]:
+    """The free parameters under snake_case names."""
+    given = spec.metric_spec_parameters if isinstance(spec, PredefinedMetricSpec) else spec.parameters
+    return {to_snake(name): value for name, value in (given or {}).items()}
+
+
+def response_fields(metric: Metric) -> frozenset[str]:
+    """Names under which this metric's template may ask for the judged model's answer."""
+    own = metric.pairwise_metric_spec.candidate_response_field_name if metric.pairwise_metric_spec else ""
+    return RESPONSE_FIELDS | ({own} - {""})
+
+
+def baseline_fields(metric: Metric) -> frozenset[str]:
+    """Names under which this metric's template may ask for the base model's answer."""
+    own = metric.pairwise_metric_spec.baseline_response_field_name if metric.pairwise_metric_spec else ""
+    return frozenset({BASELINE_FIELD, own} - {""})
+
+
+def metric_template(metric: Metric) -> str:
+    """The prompt template the user wrote; empty for a metric that has none."""
+    spec = metric.pointwise_metric_spec or metric.pairwise_metric_spec or metric.llm_based_metric_spec
+    return spec.metric_prompt_template if spec else ""
