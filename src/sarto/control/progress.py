@@ -111,6 +111,7 @@ class Gathered:
             written["completedStepCount"] = str(self.step.step)
             written["completedEpochCount"] = str(epochs)
             written["throughput"] = {
+                "loss": round(self.step.loss, 4),
                 "tokensPerSecond": round(self.step.tokens_per_second, 1),
                 "secondsLeft": round(self.step.seconds_left, 1),
             }
