@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sarto.engine.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
+from sarto.engine.tuning.supervised import MemoryPlan
 from sarto.errors import Internal
 from sarto.schema.runs import CheckpointRecord, EvalMetrics
 
@@ -34,6 +35,8 @@ class Cursor(BaseModel):
     fingerprint: str
     """Of everything that decides the numbers: another one makes the point useless."""
     completed: int
+    memory: MemoryPlan
+    """How steps were cut; cutting them otherwise would round sums otherwise."""
     history_file: str
     history_bytes: int
     checkpoints: list[CheckpointRecord]

@@ -60,6 +60,7 @@ class Keeper:
         for record in cursor.checkpoints:
             link_folder(self.resume_folder / record.folder, self.run_folder / record.folder)
         self.checkpoints, self.evaluations = list(cursor.checkpoints), list(cursor.evaluations)
+        trainer.memory = cursor.memory
         trainer.restore(cursor.completed, point.state)
         journal.replay(lines)
         journal.say("note", message=f"resumed after step {cursor.completed}")
@@ -90,6 +91,7 @@ class Keeper:
         cursor = Cursor(
             fingerprint=self.fingerprint,
             completed=trainer.completed,
+            memory=trainer.memory,
             history_file=self.history.name,
             history_bytes=journal.history_bytes,
             checkpoints=self.checkpoints,

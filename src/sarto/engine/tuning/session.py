@@ -1,0 +1,202 @@
+"""From prepared rows to checkpoints: loads the base, lays the adapter on it, fits the step into memory, resumes, tunes.
+
+Used by `engine/run.py`, which prepared the rows and chose the parameters. Knows no dataset files.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarto.engine.data.batches import epoch_order, plan
+from sarto.engine.families.decoder import Decoder
+from sarto.engine.families.load import load_base
+from sarto.engine.lora import ALL_TARGETS, AdapterShape, LoraAdapter, read_adapter
+from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.tuning.checkpoint import fingerprint
+from sarto.engine.tuning.journal import Journal
+from sarto.engine.tuning.keeper import Keeper
+from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
+from sarto.engine.tuning.memory import StepShape, choose_memory, free_memory_bytes, step_bytes
+from sarto.engine.tuning.schedule import Schedule
+from sarto.engine.tuning.supervised import MemoryPlan
+from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, take
+from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.schema.runs import ChosenParameters, RunSpec
+
+CALIBRATION = 1024
+"""Side of the square products that measure the ceiling."""
+TIGHT = 0.4
+"""A step estimated at more than this share of the free memory is tried out before the first one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One dataset, tokenised. `lengths` are tokens by row; `digest` names content and rendering."""
+
+    examples: Examples
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
+    digest: str
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+def choose_device(spec: RunSpec) -> torch.device:
+    """Raises InvalidArgument for a device this machine or Sarto does not have."""
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.device == "cpu" or (spec.device.startswith("cuda") and torch.cuda.is_available()):
+        return torch.device(spec.device)
+    raise InvalidArgument(f'device "{spec.device}" is not available here; known: auto, cpu, cuda where a GPU is found')
+
+
+def choose_dtype(spec: RunSpec, device: torch.device) -> torch.dtype:
+    given = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return native_dtype(device) if spec.dtype == "auto" else given[spec.dtype]
+
+
+class Session:
+    """One run's model and state, ready to tune. `parameters` gains what was found out on the way (`details`)."""
+
+    def __init__(self, spec: RunSpec, parameters: ChosenParameters, training: Rows, validation: Rows | None) -> None:
+        self.spec, self.training, self.validation = spec, training, validation
+        started = time.perf_counter()
+        device = choose_device(spec)
+        self.dtype = choose_dtype(spec, device)
+        self.decoder = load_base(spec.base, self.dtype, device)
+        self.decoder.ops = choose_operations(device)
+        targets = tuple(t for t in ALL_TARGETS if t in spec.parameters.target_modules) or ALL_TARGETS
+        self.shape = AdapterShape(parameters.rank, parameters.alpha, targets)
+        self.adapter = LoraAdapter(self.decoder, self.shape, spec.parameters.seed)
+        if spec.parent_adapter is not None:
+            self.adapter.load(read_adapter(Path(spec.parent_adapter)))
+        self.schedule = Schedule(
+            len(training.examples), parameters.batch_size, parameters.epoch_count, parameters.learning_rate,
+            parameters.warmup_steps,
+        )  # fmt: skip
+        self._check_lengths()
+        step = self._largest_step()
+        free = free_memory_bytes(device)
+        self.memory = choose_memory(self.decoder.config, self.dtype, step, free, low=spec.low_memory)
+        self._tight = step_bytes(self.decoder.config, self.dtype, step, self.memory) > TIGHT * free
+        self.peak_flops = measure_peak(self.dtype, device)
+        self.parameters = parameters.model_copy(
+            update={
+                "precision": str(self.dtype).removeprefix("torch."),
+                "device": str(device),
+                "threads": spec.threads,
+                "total_steps": self.schedule.total_steps,
+                "details": parameters.details | self._details(step, free, time.perf_counter() - started),
+            }
+        )
+
+    def tune(self, journal: Journal, keeper: Keeper) -> None:
+        spec, schedule = self.spec, self.schedule
+        trainer = Trainer(
+            self.decoder, self.adapter, self.training.examples, schedule,
+            Optimisation(spec.parameters.weight_decay, spec.parameters.max_grad_norm, spec.parameters.seed),
+            self.memory,
+        )  # fmt: skip
+        keeper.resume(trainer, journal)
+        if self._tight and trainer.completed < schedule.total_steps:
+            self._probe(trainer)
+        validation_tokens = self.validation.tokens if self.validation else 0
+        milestones = Milestones(
+            schedule.evaluation_steps(self.training.tokens, validation_tokens),
+            schedule.checkpoint_steps(spec.export_last_checkpoint_only),
+            spec.stop_early,
+        )
+        validation = self.validation.examples if self.validation else None
+        meter = Meter(*flops(self.decoder, self.adapter), self.peak_flops)
+        tune(trainer, validation, milestones, journal, keeper, meter)
+
+    def fingerprint(self) -> str:
+        """Of everything that decides the numbers of this run, but for the memory plan: a resumed run keeps the first."""
+        spec = self.spec
+        return fingerprint(
+            {
+                "base": spec.base.digest,
+                "parent": spec.parent_adapter or "",
+                "training": self.training.digest,
+                "validation": self.validation.digest if self.validation else "",
+                "parameters": spec.parameters.model_dump(),
+                "schedule": repr(self.schedule),
+                "shape": repr(self.shape),
+                "precision": str(self.dtype),
+                "device": str(self.decoder.device),
+                "threads": spec.threads,
+                "operations": self.decoder.ops.name,
+                "torch": torch.__version__,
+                "last_only": spec.export_last_checkpoint_only,
+                "stop_early": spec.stop_early,
+            }
+        )
+
+    def _check_lengths(self) -> None:
+        longest, context = int(self.training.lengths.max()), self.decoder.config.context
+        if longest > context:
+            raise FailedPrecondition(f"an example has {longest} tokens; the base model reads at most {context}")
+
+    def _largest_step(self) -> StepShape:
+        """Over the first epoch's order; later epochs differ little, and the budget bounds a batch anyway."""
+        order = epoch_order(len(self.training.lengths), self.spec.parameters.seed, 1)
+        lengths, size = self.training.lengths[order], self.schedule.batch_size
+        steps = [int(lengths[i : i + size].sum()) for i in range(0, len(lengths), size)]
+        return StepShape(int(lengths.max()), max(steps))
+
+    def _probe(self, trainer: Trainer) -> None:
+        """The longest examples first, without an update: what does not fit fails in the first seconds."""
+        longest = np.argsort(self.training.lengths)[-self.schedule.batch_size :]
+        batches = plan(take(self.training.examples, longest), self.memory.token_budget)
+        trainer.accumulate(batches, sum(len(batch.targets) for batch in batches), trainer.completed + 1)
+
+    def _details(self, step: StepShape, free: int, seconds: float) -> dict[str, Any]:
+        return {
+            "operations": self.decoder.ops.name,
+            "memory_plan": _describe(self.memory, step),
+            "memory_free_bytes": free,
+            "memory_step_estimate_bytes": step_bytes(self.decoder.config, self.dtype, step, self.memory),
+            "measured_peak_flops": self.peak_flops,
+            "adapter_parameters": self.adapter.values.numel(),
+            "load_seconds": round(seconds, 3),
+            "memory_after_load_bytes": peak_memory_bytes(),
+        }
+
+
+def _describe(plan: MemoryPlan, step: StepShape) -> str:
+    attention = "attention weights kept" if plan.keep_attention else "attention weights computed twice"
+    layers = ", layers computed twice" if plan.recompute_layers else ""
+    return f"batches of up to {max(plan.token_budget, step.longest)} tokens, {attention}{layers}"
+
+
+def flops(decoder: Decoder, adapter: LoraAdapter) -> tuple[float, float]:
+    """Nominal operations of a training step: for each token, and for each supervised token.
+
+    4 for each frozen weight of a layer (forward and the gradient of activations), 6 for each trained one."""
+    frozen = sum(
+        layer.projection(group).outputs * layer.projection(group).inputs
+        for layer in map(decoder.layer, range(decoder.config.layers))
+        for group in ("qkv", "o", "gate_up", "down")
+    )
+    head = decoder.config.vocabulary * decoder.config.width
+    return 4.0 * frozen + 6.0 * adapter.values.numel(), 4.0 * head
+
+
+def measure_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of large square products, the best of a few; 0 on a GPU, where clocks need other care."""
+    if device.type != "cpu":
+        return 0.0
+    left, right = (torch.ones(CALIBRATION, CALIBRATION, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * CALIBRATION**3 / best
