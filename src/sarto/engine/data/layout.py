@@ -10,7 +10,7 @@ import re
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sarto.engine.data.template import ChatTemplate, Message
+from sarto.engine.data.template import ChatTemplate, Message, split_thought
 from sarto.schema.turns import RowFault, Turn
 
 MARK = "\ufdd0"
@@ -29,6 +29,8 @@ class _Conversation:
     """Renderings of growing parts of one conversation, each made once."""
 
     def __init__(self, template: ChatTemplate, turns: tuple[Turn, ...], tools: Tools) -> None:
+        if template.takes_thought:
+            turns = tuple(map(split_thought, turns))
         self._template = template
         self._messages, self._starts = template.messages(turns, tools)
         self._tools: list[Message] = template.tool_messages(tools)

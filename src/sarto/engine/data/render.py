@@ -6,7 +6,7 @@ them. Knows no files and no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from sarto.engine.data.layout import Piece, prompt_pieces, training_pieces, unmark
+from sarto.engine.data.plans import Plan, Slot, Step, fill_step, make_plan
 from sarto.engine.data.tokenizer import ChatTokenizer, pack, to_list, unpack
 from sarto.errors import InvalidArgument
-from sarto.schema.examples import Example, RowFault, read_conversation
+from sarto.schema.examples import Example, Role, RowFault, Turn, read_conversation
 from sarto.schema.generation import Content, Tool
 
 RENDERER_VERSION = 1
@@ -54,6 +55,22 @@ def render(example: Example, tokenizer: ChatTokenizer) -> list[Rendered]:
 
 def render_packed(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
     """`render` in the small form. Raises RowFault."""
+    turns = example.turns
+    if not example.tools:
+        roles = tuple([turn.role for turn in turns])
+        try:
+            plan: _Compiled | None = tokenizer.plans[roles]
+        except KeyError:
+            plan = tokenizer.plans[roles] = _compiled(roles, tokenizer)
+        if plan is not None and not any(turn.calls or turn.thought for turn in turns):
+            texts = [turn.text for turn in turns]
+            if plan.fits(texts):
+                return plan.fill(texts, tokenizer)
+    return render_fully(example, tokenizer)
+
+
+def render_fully(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
+    """`render_packed` through the template itself, whatever the shape. Raises RowFault."""
     try:
         rows = training_pieces(tokenizer.template, example.turns, example.tools, tokenizer.special_pattern)
     except RowFault as fault:
@@ -87,24 +104,28 @@ def conversation_from_contents(
         raise InvalidArgument(fault.reason) from None
 
 
-def replies(example: Example) -> list[Example]:
-    """For each reply of an example, the conversation that serving would be asked to continue with it."""
-    found = []
-    for index, turn in enumerate(example.turns):
-        if turn.role == "model":
-            found.append(Example(example.turns[:index], example.tools, example.line, example.format))
-    return found
+def replies(example: Example) -> list[tuple[Example, Turn]]:
+    """Each reply of an example, with the conversation that serving would be asked to continue with it."""
+    return [
+        (Example(example.turns[:index], example.tools, example.line, example.format), turn)
+        for index, turn in enumerate(example.turns)
+        if turn.role == "model"
+    ]
 
 
 def _pack_pieces(pieces: list[Piece], tokenizer: ChatTokenizer) -> Packed:
+    return _assemble([(encode_piece(text, tokenizer), learned) for text, learned in pieces])
+
+
+def _assemble(pieces: Iterable[tuple[list[bytes], bool]]) -> Packed:
     parts: list[bytes] = []
     spans: list[tuple[int, int]] = []
     length = 0
-    for text, learned in pieces:
+    for encoded, learned in pieces:
         start = length
-        for part in encode_piece(text, tokenizer):
-            parts.append(part)
-            length += len(part) // 4
+        for part in encoded:
+            length += len(part) >> 2
+        parts += encoded
         if learned:
             spans.append((start, length))
     return Packed(b"".join(parts), tuple(spans))
@@ -120,3 +141,67 @@ def encode_piece(text: str, tokenizer: ChatTokenizer) -> list[bytes]:
         if close > start:
             parts.append(pack([tokenizer.special_ids[text[start:close]]]))
     return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A plan whose literal stretches are tokens already: each piece is packed tokens and texts still to be encoded."""
+
+    plan: Plan
+    rows: list[list[tuple[list[bytes | Step], bool]]]
+
+    def fits(self, texts: list[str]) -> bool:
+        return self.plan.fits(texts)
+
+    def fill(self, texts: list[str], tokenizer: ChatTokenizer) -> list[Packed]:
+        encode = tokenizer.encode_packed
+        return [
+            _assemble(
+                ([part if isinstance(part, bytes) else encode(fill_step(part, texts)) for part in parts], learned)
+                for parts, learned in row
+            )
+            for row in self.rows
+        ]
+
+
+def _compiled(roles: tuple[Role, ...], tokenizer: ChatTokenizer) -> _Compiled | None:
+    plan = make_plan(tokenizer.template, roles, tokenizer.special_pattern)
+    if plan is None:
+        return None
+    return _Compiled(plan, [[(_compile_step(step, tokenizer), learned) for step, learned in row] for row in plan.rows])
+
+
+def _compile_step(step: Step, tokenizer: ChatTokenizer) -> list[bytes | Step]:
+    """Cut a piece at the special tokens of its literals; stretches without a slot become tokens here and now."""
+    stretches: list[list[str | Slot] | bytes] = [[]]
+    for part in step:
+        if isinstance(part, Slot):
+            _open_stretch(stretches).append(part)
+            continue
+        at = 0
+        for match in tokenizer.special_pattern.finditer(part):
+            _open_stretch(stretches).append(part[at : match.start()])
+            stretches.append(pack([tokenizer.special_ids[match[0]]]))
+            at = match.end()
+        _open_stretch(stretches).append(part[at:])
+    done: list[bytes | Step] = []
+    for stretch in stretches:
+        if not isinstance(stretch, bytes):
+            parts = tuple(part for part in stretch if part != "")
+            if any(isinstance(part, Slot) for part in parts):
+                done.append(parts)
+                continue
+            stretch = tokenizer.encode_packed(fill_step(parts, []))
+        if done and isinstance(done[-1], bytes):
+            done[-1] += stretch
+        elif stretch:
+            done.append(stretch)
+    return done
+
+
+def _open_stretch(stretches: list[list[str | Slot] | bytes]) -> list[str | Slot]:
+    last = stretches[-1]
+    if isinstance(last, bytes):
+        last = []
+        stretches.append(last)
+    return last

@@ -73,6 +73,7 @@ class ChatTemplate:
         self.is_traceable = _is_traceable(tree)
         self.takes_tools = "tools" in meta.find_undeclared_variables(tree)
         self.takes_calls = "tool_calls" in source
+        self.takes_thought = "reasoning_content" in source
         self.takes_system = self._shows_system()
 
     def render(self, messages: list[Message], tools: list[Message], *, prompt: bool, thinking: bool) -> str:
@@ -144,6 +145,8 @@ class ChatTemplate:
 
     def _model_message(self, turn: Turn) -> Message:
         message: Message = {"role": "assistant", "content": turn.text}
+        if turn.thought and not self.takes_thought:
+            raise RowFault("", "a thought", "replies only: this model has no place for thoughts", "remove the thought")
         if turn.thought:
             message |= {"reasoning_content": turn.thought, "thinking": turn.thought}
         if turn.calls and self.takes_calls:
@@ -162,6 +165,17 @@ class ChatTemplate:
             return PROBE in self.render(messages, [], prompt=True, thinking=False)
         except RowFault:
             return False
+
+
+def split_thought(turn: Turn) -> Turn:
+    """A reply that spells its reasoning as `<think>…</think>` in front, as a thought and a reply."""
+    if turn.role != "model" or turn.thought or "</think>" not in turn.text:
+        return turn
+    before, _, after = turn.text.partition("</think>")
+    if not before.lstrip().startswith("<think>"):
+        return turn
+    thought = before.lstrip().removeprefix("<think>").strip("\n")
+    return Turn(turn.role, after.lstrip("\n"), turn.calls, turn.responses, thought)
 
 
 def _response_message(response: Response) -> Message:

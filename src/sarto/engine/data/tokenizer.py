@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from sarto.engine.data.template import ChatTemplate
 from sarto.errors import FailedPrecondition
+from sarto.schema.turns import Role
 
 WORD_LIMIT = 400_000
 """Words remembered per tokenizer; about 100 MB when full."""
@@ -90,6 +91,8 @@ class ChatTokenizer:
         parts = [tokenizer_json, template, json.dumps(variables, sort_keys=True)]
         self.digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         self.end_of_turn_ids = frozenset(end_ids)
+        self.plans: dict[tuple[Role, ...], Any] = {}
+        """What `render` learned about this template, by shape of conversation."""
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatTokenizer:
