@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp
 
 from sarto.api import gcs_buckets, gcs_objects, gcs_uploads, gcs_xml
+from sarto.api.gcs_batch import batch_over
 from sarto.api.gcs_door import Call, door, json_failure, xml_failure
-from sarto.api.routing import Handler, Route
+from sarto.api.routing import SIGNED_IN, Handler, Route
 
 B = "/storage/v1/b"
 OBJECTS = f"{B}/{{bucket}}/o"
@@ -37,7 +38,7 @@ def _own(method: str, path: str, handler: Handler, permission: str, summary: str
 GET, LIST = "storage.objects.get", "storage.objects.list"
 CREATE, UPDATE, DELETE = "storage.objects.create", "storage.objects.update", "storage.objects.delete"
 
-ROUTES: list[Route] = [
+METADATA: list[Route] = [
     _own("GET", B, gcs_buckets.list_, gcs_buckets.LIST, "List the buckets of a project"),
     _own("POST", B, gcs_buckets.create, gcs_buckets.CREATE, "Make a bucket"),
     _route("GET", f"{B}/{{bucket}}", gcs_buckets.get, "storage.buckets.get", "A bucket"),
@@ -45,6 +46,7 @@ ROUTES: list[Route] = [
     _route("PUT", f"{B}/{{bucket}}", gcs_buckets.patch, "storage.buckets.update", "Replace a bucket's labels"),
     _route("DELETE", f"{B}/{{bucket}}", gcs_buckets.delete, "storage.buckets.delete", "Delete an empty bucket"),
     _route("GET", f"{B}/{{bucket}}/storageLayout", gcs_buckets.storage_layout, LIST, "How a bucket is laid out"),
+    _route("GET", f"{B}/{{bucket}}/managedFolders", gcs_buckets.managed_folders, LIST, "Managed folders: none"),
     _route("GET", OBJECTS, gcs_objects.list_, LIST, "List objects by prefix and delimiter"),
     _route("GET", ONE, gcs_objects.get, GET, "An object, or with alt=media its bytes"),
     _route("PATCH", ONE, gcs_objects.patch, UPDATE, "Change an object's metadata"),
@@ -54,6 +56,12 @@ ROUTES: list[Route] = [
     _route("POST", f"{ONE}/copyTo/b/{{target_bucket}}/o/{{target}}", gcs_objects.copy_to, GET, "Copy an object"),
     _route("POST", f"{ONE}/rewriteTo/b/{{target_bucket}}/o/{{target}}", gcs_objects.rewrite_to, GET, "Copy an object"),
     _route("POST", f"{ONE}/moveTo/o/{{target}}", gcs_objects.move_to, GET, "Rename an object"),
+]
+"""What may stand in a batch."""
+
+ROUTES: list[Route] = [
+    *METADATA,
+    _own("POST", "/batch/storage/v1", batch_over(METADATA), SIGNED_IN, "Many calls about metadata in one"),
     _route("GET", f"/download{ONE}", gcs_objects.get_media, GET, "The bytes of an object"),
     *(
         route

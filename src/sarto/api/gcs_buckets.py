@@ -103,6 +103,11 @@ async def storage_layout(call: Call) -> ASGIApp:
     return reply(written | {"hierarchicalNamespace": {"enabled": False}})
 
 
+async def managed_folders(call: Call) -> ASGIApp:
+    """There are none; clients ask before they delete a bucket."""
+    return reply({"kind": "storage#managedFolders"})
+
+
 def bucket_json(request: Request, bucket: Bucket) -> dict[str, Any]:
     """The storage#bucket resource."""
     return {

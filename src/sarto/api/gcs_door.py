@@ -122,7 +122,7 @@ def refuse_unheeded(request: Request) -> None:
     for name in REFUSED_PARAMETERS:
         if query(request).get(name):
             raise Unimplemented(f'"{name}" is not supported; leave it out')
-    if query(request).get("softDeleted") == "true":
+    if flag(query(request), "softDeleted"):
         raise Unimplemented("there are no soft-deleted objects: a deleted object is gone")
 
 
@@ -132,7 +132,7 @@ def refuse_unheeded(request: Request) -> None:
 def json_failure(error: SartoError) -> Reply:
     reason = REASONS.get(error.http_status, "backendError")
     row = {"message": error.message, "domain": "global", "reason": reason}
-    body = {"code": error.http_status, "message": error.message, "errors": [row], "status": error.status}
+    body = {"code": error.http_status, "message": error.message, "errors": [row]}
     return Reply(orjson.dumps({"error": body}), error.http_status)
 
 
@@ -158,6 +158,11 @@ def number(values: Mapping[str, str], name: str, largest: int = 2**63 - 1) -> in
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
         raise InvalidArgument(f'"{name}" is "{text[:40]}", not a number from 0 to {largest}')
     return int(text)
+
+
+def flag(values: Mapping[str, str], name: str) -> bool:
+    """A boolean parameter; some clients write it with a capital."""
+    return values.get(name, "").lower() == "true"
 
 
 def conditions(values: Mapping[str, str], prefix: str = "if") -> Conditions:

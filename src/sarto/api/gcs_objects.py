@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from sarto.api.gcs_door import Call, conditions, number, object_json, opened, read_fields
+from sarto.api.gcs_door import Call, conditions, flag, number, object_json, opened, read_fields
 from sarto.api.gcs_download import download
 from sarto.api.http import Reply, read_json, reply
 from sarto.errors import ConditionNotMet, InvalidArgument
@@ -28,7 +28,7 @@ async def list_(call: Call) -> ASGIApp:
         max(1, min(number(values, "maxResults") or 1000, 1000)),
         end=values.get("endOffset", ""),
         page_token=values.get("pageToken", ""),
-        include_trailing_delimiter=values.get("includeTrailingDelimiter") == "true",
+        include_trailing_delimiter=flag(values, "includeTrailingDelimiter"),
         project=call.project,
     )
     written: dict[str, Any] = {"kind": "storage#objects"}
