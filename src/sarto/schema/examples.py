@@ -115,8 +115,7 @@ def read_row(raw: bytes, line: int) -> dict[str, Any]:
     try:
         if b"\\u0000" in raw and _has_nul(row):
             raise RowFault("", "a NUL character", "text without NUL", "remove the character U+0000")
-        # A key shows as `":` in the bytes, an escaped quote inside text as `\":`; equal counts exclude duplicates.
-        if raw.count(b'":') - raw.count(b'\\":') != _count_keys(row):
+        if _may_repeat_keys(raw, row):
             _refuse_duplicate_keys(raw)
     except RecursionError:
         raise RowFault("", "hundreds of levels of nesting", "a flat object", "flatten the row") from None
@@ -155,6 +154,14 @@ def _has_nul(value: object) -> bool:
     if isinstance(value, dict):
         return any("\0" in key or _has_nul(inner) for key, inner in value.items())
     return isinstance(value, list) and any(_has_nul(inner) for inner in value)
+
+
+def _may_repeat_keys(raw: bytes, row: dict[str, Any]) -> bool:
+    """A key shows as `":` in the bytes and an escaped quote inside text as `\\":`, so equal counts exclude repeats,
+    unless white space in front of a colon hides some keys from the count."""
+    if b" :" in raw or b"\t:" in raw or b"\r:" in raw:
+        return True
+    return raw.count(b'":') - raw.count(b'\\":') != _count_keys(row)
 
 
 def _count_keys(value: Any) -> int:

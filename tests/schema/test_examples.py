@@ -1,0 +1,283 @@
+"""Every format into one Example, and every fault with its place and remedy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sarto.schema.examples import (
+    Call,
+    Example,
+    Response,
+    RowFault,
+    Turn,
+    parse_line,
+    parse_preference_line,
+    read_conversation,
+)
+
+
+def line_of(row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+def text(role: str, words: str) -> dict[str, Any]:
+    return {"role": role, "parts": [{"text": words}]}
+
+
+def read(row: Any, **options: Any) -> Example:
+    return parse_line(line_of(row), 7, **options)
+
+
+def fault_of(raw: Any, **options: Any) -> RowFault:
+    with pytest.raises(RowFault) as caught:
+        parse_line(raw if isinstance(raw, bytes) else line_of(raw), 7, **options)
+    fault = caught.value
+    assert fault.line == 7
+    assert fault.seen and fault.wanted and fault.fix
+    assert str(fault).startswith("line 7: ")
+    return fault
+
+
+EXCHANGE = [Turn("user", "Hi"), Turn("model", "Hello")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"contents": [text("user", "Hi"), text("model", "Hello")]},
+        {"contents": [text("user", "Hi"), text("assistant", "Hello")]},
+        {"contents": [{"parts": [{"text": "Hi"}]}, {"parts": [{"text": "Hel"}, {"text": "lo"}]}]},
+        {"contents": [text("user", "Hi"), text("model", "Hello")], "generationConfig": {"mediaResolution": "LOW"}},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "model", "content": "Hello"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                      {"role": "assistant", "content": "Hello", "tool_calls": None, "refusal": None}]},
+        {"messages": [{"author": "user", "content": "Hi"}, {"author": "bot", "content": "Hello"}]},
+        {"input_text": "Hi", "output_text": "Hello"},
+        {"prompt": "Hi", "completion": "Hello"},
+    ],
+)  # fmt: skip
+def test_every_format_gives_the_same_turns(row: dict[str, Any]) -> None:
+    example = read(row)
+    assert list(example.turns) == EXCHANGE
+    assert example.line == 7 and example.tools == ()
+
+
+@pytest.mark.parametrize("key", ["systemInstruction", "system_instruction"])
+def test_a_system_instruction_is_read_under_both_names_whatever_its_role(key: str) -> None:
+    row = {
+        key: {"role": "anything", "parts": [{"text": "Be brief."}]},
+        "contents": [text("user", "a"), text("model", "b")],
+    }
+    assert read(row).turns[0] == Turn("system", "Be brief.")
+
+
+def test_messages_have_system_developer_and_context() -> None:
+    for first in ({"role": "system", "content": "S"}, {"role": "developer", "content": "S"}):
+        row = {"messages": [first, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        assert read(row).turns[0] == Turn("system", "S")
+    row = {"context": "S", "messages": [{"author": "user", "content": "a"}, {"author": "bot", "content": "b"}]}
+    assert read(row).turns[0] == Turn("system", "S")
+
+
+def test_tools_calls_and_responses_read_the_same_from_gemini_and_openai() -> None:
+    schema = {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}}
+    gemini = {
+        "tools": [{"functionDeclarations": [{"name": "weather", "description": "d", "parameters": schema}]}],
+        "contents": [
+            text("user", "Paris?"),
+            {"role": "model", "parts": [{"functionCall": {"name": "weather", "args": {"city": "Paris"}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "weather", "response": {"sky": "blue"}}}]},
+            text("model", "Blue."),
+        ],
+    }
+    lower = {"type": "object", "properties": {"city": {"type": "string"}}}
+    openai = {
+        "tools": [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": lower}}],
+        "messages": [
+            {"role": "user", "content": "Paris?"},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": '{"sky": "blue"}'},
+            {"role": "assistant", "content": "Blue."},
+        ],
+    }  # fmt: skip
+    first, second = read(gemini), read(openai)
+    assert first.tools == second.tools == ({"name": "weather", "description": "d", "parameters": lower},)
+    assert first.turns[1] == Turn("model", calls=(Call("weather", {"city": "Paris"}),))
+    assert second.turns[1] == Turn("model", calls=(Call("weather", {"city": "Paris"}, "c1"),))
+    assert first.turns[2] == Turn("tool", responses=(Response("weather", {"sky": "blue"}),))
+    assert second.turns[2] == Turn("tool", responses=(Response("weather", '{"sky": "blue"}', "c1"),))
+
+
+def test_parallel_tool_messages_become_one_turn() -> None:
+    calls = [{"id": i, "type": "function", "function": {"name": "f", "arguments": "{}"}} for i in ("a", "b")]
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+        {"role": "assistant", "content": "3"},
+    ]
+    turns = read({"messages": messages}).turns
+    assert [turn.role for turn in turns] == ["user", "model", "tool", "model"]
+    assert [response.content for response in turns[2].responses] == ["1", "2"]
+
+
+def test_thoughts_are_kept_apart_from_the_reply() -> None:
+    reply = {"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "42"}]}
+    assert read({"contents": [text("user", "q"), reply]}).turns[1] == Turn("model", "42", thought="hm")
+    message = {"role": "assistant", "reasoning_content": "hm", "content": "42"}
+    assert read({"messages": [{"role": "user", "content": "q"}, message]}).turns[1] == Turn("model", "42", thought="hm")
+
+
+def test_a_translation_row_of_three_pieces_becomes_the_documented_prompt() -> None:
+    pieces = {"role": "user", "parts": [{"text": "English"}, {"text": "Hello."}, {"text": "Spanish"}]}
+    spelled = text("user", "English: Hello. Spanish:")
+    for turn in (pieces, spelled):
+        example = read({"contents": [turn, text("model", "Hola.")]}, data_format="translation")
+        assert example.turns == (Turn("user", "English: Hello. Spanish:"), Turn("model", "Hola."))
+    fault = fault_of({"contents": [{"role": "user", "parts": [{"text": "a"}, {"text": "b"}]}, text("model", "c")]},
+                     data_format="translation")  # fmt: skip
+    assert fault.path == "contents[0].parts"
+
+
+def test_a_preference_pair_is_read_and_its_scores_checked() -> None:
+    row: dict[str, Any] = {
+        "contents": [text("user", "Hi")],
+        "completions": [
+            {"score": 0, "completion": text("model", "No")},
+            {"score": 1.0, "completion": text("model", "Yes")},
+        ],
+    }
+    pair = parse_preference_line(line_of(row), 3)
+    assert (pair.chosen.text, pair.rejected.text, pair.line) == ("Yes", "No", 3)
+    assert fault_of(row).path == "completions"
+    row["completions"][0]["score"] = 1
+    with pytest.raises(RowFault, match="line 3: completions: saw two completions with score 1"):
+        parse_preference_line(line_of(row), 3)
+    row["completions"][0] = {"score": 0, "completion": text("model", " ")}
+    with pytest.raises(RowFault, match=r"completions\[0\].completion"):
+        parse_preference_line(line_of(row), 3)
+
+
+def test_a_request_may_repeat_users_but_must_wait_for_the_model() -> None:
+    turns = read_conversation({"contents": [text("user", "a"), text("user", "b")]}).turns
+    assert [turn.text for turn in turns] == ["a", "b"]
+    with pytest.raises(RowFault, match="a model turn at the end"):
+        read_conversation({"contents": [text("user", "a"), text("model", "b")]})
+
+
+FILES = [
+    ({"inlineData": {"mimeType": "image/png", "data": "AA=="}}, "an image (image/png)"),
+    ({"fileData": {"mimeType": "audio/mp3", "fileUri": "gs://b/o"}}, "audio (audio/mp3)"),
+    ({"file_data": {"mime_type": "video/mp4", "file_uri": "gs://b/o"}}, "a video (video/mp4)"),
+    ({"fileData": {"mimeType": "application/pdf", "fileUri": "gs://b/o"}}, "a document (application/pdf)"),
+]
+
+
+@pytest.mark.parametrize(("part", "name"), FILES)
+def test_files_are_refused_by_kind_and_place(part: dict[str, Any], name: str) -> None:
+    fault = fault_of({"contents": [{"role": "user", "parts": [{"text": "see"}, part]}, text("model", "ok")]})
+    assert fault.seen == name
+    assert fault.path.startswith("contents[0].parts[1].")
+
+
+def test_files_in_messages_are_refused_by_kind() -> None:
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    fault = fault_of({"messages": [{"role": "user", "content": [image]}, {"role": "assistant", "content": "ok"}]})
+    assert (fault.path, fault.seen) == ("messages[0].content[0]", "an image")
+
+
+ROW = {"contents": [text("user", "a"), text("model", "b")]}
+BAD_ROWS: list[tuple[Any, str, str]] = [
+    ([1], "", "a list of 1"),
+    ({}, "", "an empty object"),
+    ({"text": "x"}, "", "an object with text"),
+    ({"contents": []}, "contents", "an empty list"),
+    ({"contents": [text("user", "a")]}, "contents[0]", "a user turn at the end"),
+    ({"contents": [text("user", "a"), text("model", "  ")]}, "contents[1]", "a turn without text"),
+    ({"contents": [text("model", "a"), text("user", "b")]}, "contents[0]", "a model turn first"),
+    ({"contents": [text("user", "a"), text("user", "b"), text("model", "c")]}, "contents[1]", "a second user turn"),
+    ({"contents": [text("system", "a"), text("user", "b"), text("model", "c")]}, "contents[0].role", '"system"'),
+    ({"contents": [text("user", "a"), {"role": "model", "parts": [{"text": 5}]}]}, "contents[1].parts[0].text", "5"),
+    ({"contents": [text("user", "a"), {"role": "model", "parts": []}]}, "contents[1].parts", "an empty list"),
+    ({"contents": [{"parts": [{"text": "a"}]}, *ROW["contents"]]}, "contents[0].role", "no role"),
+    (ROW | {"extra": 1}, "extra", "an unknown field"),
+    (ROW | {"systemInstruction": {"parts": [{"text": ""}]}}, "systemInstruction", "no text"),
+    (ROW | {"generationConfig": {"temperature": 1}}, "generationConfig.temperature", "an unknown field"),
+    (ROW | {"tools": [{"googleSearch": {}}]}, "tools[0].googleSearch", "a hosted tool"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "messages[0]", "a user turn at the end"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+     "messages[1].content", "null"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+     "messages[1].weight", "number 0"),
+    ({"input_text": "a"}, "output_text", "null"),
+    ({"prompt": "a", "completion": ""}, "completion", "no text"),
+    ({"prompt": "a", "completion": "b", "id": 1}, "id", "an unknown field"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "path", "seen"), BAD_ROWS)
+def test_a_bad_row_names_place_and_finding(row: Any, path: str, seen: str) -> None:
+    fault = fault_of(row)
+    assert fault.path == path
+    assert seen in fault.seen
+
+
+def test_a_response_must_answer_a_call() -> None:
+    response = {"role": "user", "parts": [{"functionResponse": {"name": "g", "response": {}}}]}
+    call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
+    assert "without a call" in fault_of({"contents": [text("user", "a"), response, text("model", "b")]}).seen
+    fault = fault_of({"contents": [text("user", "a"), call, response, text("model", "b")]})
+    assert fault.wanted == "a response of f"
+
+
+NASTY: list[tuple[bytes, str]] = [
+    (b"", "empty line"),
+    (b"   ", "empty line"),
+    (b"{", "on one line of its own"),
+    (b'{"contents": NaN}', "NaN and Infinity are not JSON"),
+    (b'{"prompt": "a", "completion": Infinity}', "NaN and Infinity are not JSON"),
+    (b'{"prompt": "a", "completion": 1e999}', "infinity"),
+    (b'{"prompt": "\\ud800", "completion": "b"}', "surrogate"),
+    (b'{"prompt": "a\\u0000", "completion": "b"}', "NUL"),
+    (b'{"prompt": "a\x00", "completion": "b"}', "NUL"),
+    (b'{"prompt": "\xff", "completion": "b"}', "UTF-8"),
+    (b"\xef\xbb\xbf{}", "byte order mark"),
+    ("{}".encode("utf-16"), "UTF-16"),
+    (b'{"prompt": "a", "prompt": "c", "completion": "b"}', "same key twice"),
+    (b'{"contents": [{"role": "user", "role" : "model", "parts": []}]}', "same key twice"),
+    (b'{"a":' * 900 + b"1" + b"}" * 900, "saw"),
+    (b"[" * 5000, "depth limit"),
+    (b'{"prompt": "a", "completion": "b"} trailing', "broken JSON"),
+    (b"prompt,completion", "broken JSON"),
+]
+
+
+@pytest.mark.parametrize(("raw", "words"), NASTY)
+def test_a_nasty_line_is_a_fault_and_never_a_crash(raw: bytes, words: str) -> None:
+    assert words in str(fault_of(raw))
+
+
+def test_text_that_looks_like_keys_is_not_taken_for_duplicates() -> None:
+    for words in ('":', '{"a": 1, "a": 2}', '\\":', 'x"', "ends with a backslash\\"):
+        assert read({"prompt": words, "completion": words}).turns[0].text == words
+    deep = {"contents": [text("user", '{"role": "role"}'), text("model", '{"role":"x"}')]}
+    assert read(deep).turns[1].text == '{"role":"x"}'
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_taken_off() -> None:
+    example = parse_line(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\r\n', 1)
+    assert example.turns == (Turn("user", "a"), Turn("model", "b"))
+
+
+def test_arguments_that_lose_digits_or_nest_too_deep_are_refused() -> None:
+    deep: Any = 1
+    for _ in range(80):
+        deep = [deep]
+    for value, words in ((2**80, "at most 64 bits"), (deep, "flatter")):
+        call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"x": value}}}]}
+        assert words in fault_of({"contents": [text("user", "a"), call]}).wanted
