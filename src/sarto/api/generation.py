@@ -24,6 +24,7 @@ from sarto.api.http import (
     until_gone,
 )
 from sarto.api.streams import stream
+from sarto.catalog import Catalog
 from sarto.control import resolution
 from sarto.control.resolution import Deployed
 from sarto.errors import DeadlineExceeded, FailedPrecondition
@@ -75,8 +76,13 @@ def find_target(request: Request, name: str) -> tuple[Deployed, Target]:
     """What answers a name, and what to hand the generator for it. Raises NotFound, FailedPrecondition and the like."""
     served = services(request)
     deployed = resolution.resolve(served.control, principal(request), name)
-    base = served.catalog.base(served.catalog.weights[deployed.weights])
-    return deployed, Target(base, deployed.adapter_folder, deployed.adapter_digest)
+    return deployed, target_of(served.catalog, deployed)
+
+
+def target_of(catalog: Catalog, deployed: Deployed) -> Target:
+    """Raises FailedPrecondition, with the command to get them, when the base weights are not on this machine."""
+    base = catalog.base(catalog.weights[deployed.weights])
+    return Target(base, deployed.adapter_folder, deployed.adapter_digest)
 
 
 async def _answers(

@@ -56,9 +56,6 @@ async def list_events(request: Request) -> Reply:
     size, token = page(request)
     if token and not (token.isascii() and token.isdigit() and len(token) < 19):
         raise InvalidArgument.field("page_token", "The page token is not one this list gave.")
-    values = request.path_params
-    job = ResourceName(
-        check_project(values["project"]), check_location(values["location"]), JOBS, check_id(values["job"])
-    )
+    job = parse_resource(resource_name(request).removesuffix("/events"), JOBS)
     rows, cursor = await in_control(request, events.list_, job, int(token or 0), size or events.MOST)
     return reply({"events": rows, "nextPageToken": str(cursor)})

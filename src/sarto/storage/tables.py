@@ -248,12 +248,16 @@ batch_prediction_job = Table(
     Column("id", String(64), primary_key=True),
     Column("location", String(32), nullable=False),
     Column("state", String(32), nullable=False),
+    Column("display_name", String(128), nullable=False),
     Column("resource", Text, nullable=False),
+    Column("run", Text, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
     Column("lease_owner", String(64)),
     Column("lease_epoch", Integer, nullable=False),
     Column("lease_until", Float),
     Column("create_time", Float, nullable=False),
+    Index("batch_prediction_job_list", "project", "location", "id"),
+    Index("batch_prediction_job_runnable", "state", "create_time"),
 )
 secret = Table(
     "secret",

@@ -1,0 +1,160 @@
+"""Every URL of the service in one list: method, path, handler, permission, summary. `/{api}/` is /v1/ and /v1beta1/.
+
+The permission is what the control function behind the handler asks for; the API description is made from this list.
+"""
+
+from __future__ import annotations
+
+from sarto.api import (
+    batch_predictions,
+    gcs,
+    generation,
+    meta,
+    projects,
+    publisher_models,
+    tokens,
+    translation,
+    tuning_jobs,
+)
+from sarto.api.projects import ProjectMessage
+from sarto.api.routing import PUBLIC, SIGNED_IN, Route
+from sarto.schema.batch_predictions import BatchPredictionJob, ListBatchPredictionJobsResponse
+from sarto.schema.generation import (
+    CountTokensRequest,
+    CountTokensResponse,
+    GenerateContentRequest,
+    GenerateContentResponse,
+)
+from sarto.schema.tuning_jobs import ListTuningJobsResponse, TuningJob
+
+LOCATION = "/{api}/projects/{project}/locations/{location}"
+JOB = f"{LOCATION}/tuningJobs/{{job}}"
+ENDPOINT = f"{LOCATION}/endpoints/{{endpoint}}"
+MODEL = f"{LOCATION}/models/{{model}}"
+PUBLISHER_MODEL = f"{LOCATION}/publishers/{{publisher}}/models/{{model}}"
+METADATA = "/computeMetadata/v1"
+PAGE = ("page_size", "page_token")
+LIST = (*PAGE, "filter", "order_by", "read_mask")
+
+ABOUT = [
+    Route("GET", "/", meta.root, PUBLIC, "The API page", response="text/html", query=None),
+    Route("GET", "/healthz", meta.healthy, PUBLIC, "Whether the process answers"),
+    Route("GET", "/readyz", meta.ready, PUBLIC, "Whether the database answers too"),
+    Route("GET", "/openapi.json", meta.openapi, PUBLIC, "This description"),
+    Route("GET", "/docs", meta.docs, PUBLIC, "A page that shows this description", response="text/html"),
+]
+WHO = [
+    Route("POST", "/token", tokens.token, PUBLIC, "Exchange a signed assertion for an access token"),
+    Route("POST", "/sts/token", tokens.exchange, PUBLIC, "Exchange an external token for an access token"),
+    Route("GET", "/oauth2/v3/certs", tokens.certificates, PUBLIC, "Public keys of identity tokens"),
+    Route("GET", METADATA, tokens.metadata, PUBLIC, "Metadata server", response="application/text", query=None),
+    Route(
+        "GET", f"{METADATA}/{{path=**}}", tokens.metadata, PUBLIC, "Metadata server",
+        response="application/text", query=None,
+    ),
+    Route(
+        "POST", "/v3/projects", projects.create, "resourcemanager.projects.create", "Create a project",
+        ProjectMessage, ProjectMessage,
+    ),
+    Route("GET", "/v3/projects", projects.list_, SIGNED_IN, "List the projects you may see", query=PAGE),
+    Route(
+        "GET", "/v3/projects/{project}", projects.get, "resourcemanager.projects.get", "Get a project",
+        response=ProjectMessage,
+    ),
+]  # fmt: skip
+TUNING = [
+    Route(
+        "POST", f"{LOCATION}/tuningJobs", tuning_jobs.create, "aiplatform.tuningJobs.create",
+        "Create a tuning job; it starts at once", TuningJob, TuningJob, ("request_id",),
+    ),
+    Route(
+        "GET", f"{LOCATION}/tuningJobs", tuning_jobs.list_, "aiplatform.tuningJobs.list",
+        "List tuning jobs, newest first; location - lists all", response=ListTuningJobsResponse, query=LIST,
+    ),
+    Route("GET", JOB, tuning_jobs.get, "aiplatform.tuningJobs.get", "Get a tuning job", response=TuningJob),
+    Route("DELETE", JOB, tuning_jobs.delete, "aiplatform.tuningJobs.delete", "Delete the record of an ended job"),
+    Route(
+        "POST", f"{JOB}:cancel", tuning_jobs.cancel, "aiplatform.tuningJobs.cancel",
+        "Cancel a tuning job; no change when it has ended", {"type": "object"},
+    ),
+    Route(
+        "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
+        "What happened to a job, oldest first", query=PAGE,
+    ),
+]  # fmt: skip
+GENERATION = [
+    route
+    for target in (ENDPOINT, MODEL, PUBLISHER_MODEL)
+    for route in (
+        Route(
+            "POST", f"{target}:generateContent", generation.generate_content, "aiplatform.endpoints.predict",
+            "Generate content", GenerateContentRequest, GenerateContentResponse,
+        ),
+        Route(
+            "POST", f"{target}:streamGenerateContent", generation.stream_generate_content,
+            "aiplatform.endpoints.predict", "Generate content piece by piece; alt=sse gives events, else one array",
+            GenerateContentRequest, "text/event-stream", ("alt",),
+        ),
+        Route(
+            "POST", f"{target}:countTokens", generation.count_tokens, "aiplatform.endpoints.predict",
+            "Count the tokens of a request", CountTokensRequest, CountTokensResponse,
+        ),
+        Route(
+            "POST", f"{target}:computeTokens", generation.compute_tokens, "aiplatform.endpoints.predict",
+            "The tokens of a request", {"type": "object"},
+        ),
+        Route(
+            "POST", f"{target}:predict", generation.predict, "aiplatform.endpoints.predict",
+            "Refused: says which method answers", {"type": "object"},
+        ),
+        Route(
+            "POST", f"{target}:rawPredict", generation.predict, "aiplatform.endpoints.predict",
+            "Refused: says which method answers", {"type": "object"},
+        ),
+    )
+]  # fmt: skip
+PUBLISHERS = [
+    Route(
+        "GET", "/{api}/publishers/{publisher}/models", publisher_models.list_, SIGNED_IN, "List base models",
+        query=(*LIST, "view", "language_code", "list_all_versions"),
+    ),
+    Route(
+        "GET", "/{api}/publishers/{publisher}/models/{model}", publisher_models.get, SIGNED_IN, "Get a base model",
+        query=("view", "language_code", "is_hugging_face_model"),
+    ),
+]  # fmt: skip
+BATCH = f"{LOCATION}/batchPredictionJobs/{{job}}"
+BATCHES = [
+    Route(
+        "POST", f"{LOCATION}/batchPredictionJobs", batch_predictions.create,
+        "aiplatform.batchPredictionJobs.create", "Create a batch prediction job",
+        BatchPredictionJob, BatchPredictionJob,
+    ),
+    Route(
+        "GET", f"{LOCATION}/batchPredictionJobs", batch_predictions.list_, "aiplatform.batchPredictionJobs.list",
+        "List batch prediction jobs, newest first", response=ListBatchPredictionJobsResponse, query=LIST,
+    ),
+    Route(
+        "GET", BATCH, batch_predictions.get, "aiplatform.batchPredictionJobs.get", "Get a batch prediction job",
+        response=BatchPredictionJob,
+    ),
+    Route(
+        "DELETE", BATCH, batch_predictions.delete, "aiplatform.batchPredictionJobs.delete",
+        "Delete the record of an ended batch prediction job",
+    ),
+    Route(
+        "POST", f"{BATCH}:cancel", batch_predictions.cancel, "aiplatform.batchPredictionJobs.cancel",
+        "Cancel a batch prediction job", {"type": "object"},
+    ),
+]  # fmt: skip
+TRANSLATION = [
+    Route(
+        "POST", f"/v3/projects/{{project}}{place}:translateText", translation.translate_text, translation.PERMISSION,
+        "Translate texts", translation.TranslateTextRequest, translation.TranslateTextResponse,
+    )
+    for place in ("", "/locations/{location}")
+]  # fmt: skip
+
+ROUTES: list[Route] = [
+    *ABOUT, *WHO, *TUNING, *GENERATION, *PUBLISHERS, *BATCHES, *TRANSLATION, *gcs.ROUTES,
+]  # fmt: skip

@@ -1,0 +1,158 @@
+"""The assembly: builds every object, wires them, gives the ASGI application.
+
+Everything that runs is opened when the server starts and closed, in reverse, when it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from sarto.api.generation import target_of
+from sarto.api.http import Doors, Services
+from sarto.api.routes import ROUTES
+from sarto.catalog import Catalog
+from sarto.control import service_accounts
+from sarto.control.auth import Authenticator
+from sarto.control.batch_runner import BatchRunner
+from sarto.control.context import Control, Limits
+from sarto.control.executors import LocalExecutor, clean_environment
+from sarto.control.resolution import Deployed
+from sarto.control.supervisor import Supervisor
+from sarto.schema.generation import GenerateContentRequest
+from sarto.serving.generator import Generator, collect
+from sarto.serving.worker_client import WorkerGenerator
+from sarto.settings import Settings
+from sarto.storage import tables
+from sarto.storage.buckets import Buckets
+from sarto.storage.database import Database
+
+logger = logging.getLogger(__name__)
+
+HANDLER_THREADS = 8
+OnStarted = Callable[[Path], None]
+OnFailed = Callable[[Exception], None]
+FOLDERS = ("credentials", "runs", "adapters", "cache", "sockets", "logs")
+
+
+class App:
+    """The ASGI application. `on_started` gets the key file when requests can be taken, `on_failed` what went wrong."""
+
+    def __init__(self, settings: Settings, address: str, on_started: OnStarted, on_failed: OnFailed) -> None:
+        self._settings, self._address = settings, address
+        self._on_started, self._on_failed = on_started, on_failed
+        self._doors = Doors(ROUTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._doors(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The server's life from startup to shutdown, as ASGI tells it."""
+        await receive()
+        stage = "startup"
+        try:
+            async with running(self._settings, self._address) as (services, key_file):
+                self._doors.services = services
+                self._on_started(key_file)
+                await send({"type": "lifespan.startup.complete"})
+                stage = "shutdown"
+                await receive()
+        except Exception as error:
+            self._on_failed(error)
+            await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _quiet(_: object) -> None:
+    """Nobody listens."""
+
+
+def build(settings: Settings, address: str = "", on_started: OnStarted = _quiet, on_failed: OnFailed = _quiet) -> App:
+    """The application over these settings; `address` is where clients reach it (default: host and port)."""
+    return App(settings, address or f"http://{settings.host}:{settings.port}", on_started, on_failed)
+
+
+@asynccontextmanager
+async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Services, Path]]:
+    """Everything a running service consists of, and the administrator's key file."""
+    home = settings.home
+    for folder in FOLDERS:
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        database = Database.in_home(home, settings.database_url)
+        stack.callback(database.close)
+        tables.metadata.create_all(database.engine)
+        key_file = service_accounts.open_home(database, home, settings.project, address)
+        buckets = Buckets(database, home)
+        catalog = Catalog.load(home, settings.models_folder)
+        control = Control(database, buckets, catalog, home, _limits(settings))
+        generator = WorkerGenerator(home / "logs", threads=settings.threads)
+        stack.push_async_callback(generator.close)
+        threads = ThreadPoolExecutor(HANDLER_THREADS, "handler")
+        stack.callback(threads.shutdown, cancel_futures=True)
+        await _start_loops(stack, control, generator)
+        services = Services(
+            database=database,
+            buckets=buckets,
+            catalog=catalog,
+            control=control,
+            authenticator=Authenticator(database, address, settings.token_seconds),
+            generator=generator,
+            threads=threads,
+            max_body_bytes=settings.max_body_bytes,
+            metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
+        )
+        yield services, key_file
+
+
+async def _start_loops(stack: AsyncExitStack, control: Control, generator: Generator) -> None:
+    """The supervisor in a thread of its own, batch predictions in this event loop; both end with the stack."""
+    supervisor = Supervisor(control, LocalExecutor(clean_environment(os.environ)))
+    supervisor.start()
+    stack.push_async_callback(asyncio.to_thread, supervisor.stop)
+
+    async def answer(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
+        request = GenerateContentRequest.read(asked, "request")
+        whole = await collect(generator.generate(target_of(control.catalog, deployed), request))
+        whole.model_version = deployed.base_model
+        return whole.to_json()
+
+    batches = asyncio.create_task(BatchRunner(control, answer, supervisor.owner).run())
+
+    async def stop_batches() -> None:
+        batches.cancel()
+        await asyncio.gather(batches, return_exceptions=True)
+
+    stack.push_async_callback(stop_batches)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        concurrent_jobs=settings.concurrent_jobs,
+        concurrent_runs=settings.concurrent_runs,
+        max_dataset_bytes=settings.max_dataset_bytes,
+        max_training_examples=settings.max_training_examples,
+        max_validation_examples=settings.max_validation_examples,
+        lease_seconds=settings.lease_seconds,
+        max_attempts=settings.max_attempts,
+        threads=settings.threads or cores(),
+    )
