@@ -1,8 +1,6 @@
 # From a fresh clone, `make demo` and `make test` do everything that is needed, and nothing twice.
 
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8080
 WORKERS ?= 2
 ARGS ?=
 
@@ -22,8 +20,8 @@ FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu and not ray" -n $(
 demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare
 	@$(BIN)/python examples/demo.py
 
-serve: $(VENV)/installed base  ## the service on this machine
-	@exec $(BIN)/sarto serve --host $(HOST) --port $(PORT)
+serve: $(VENV)/installed base  ## the service on this machine: make serve ARGS="--port 9000"
+	@exec $(BIN)/sarto serve $(ARGS)
 
 setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
 
@@ -48,8 +46,8 @@ fast: setup  ## the fast tests, or those named: make fast ARGS=tests/cli
 bench: setup base  ## the programs in benchmarks/
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
 
-docs: setup  ## regenerate docs/cli.md
-	$(BIN)/python -m sarto.cli.reference > docs/cli.md
+docs: setup  ## regenerate docs/cli.md and docs/routes.md
+	$(BIN)/python -m sarto.cli.reference docs
 
 base: | $(VENV)/created
 	@$(BIN)/sarto models pull $(BASE) > $(VENV)/base.txt

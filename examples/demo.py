@@ -8,13 +8,9 @@ google-genai and google-cloud-storage as anybody installs them; only their base 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,26 +51,25 @@ class Service:
     url: str
     credentials: service_account.Credentials
     project: str
-    log: Path
 
 
 @contextlib.contextmanager
 def running_service() -> Iterator[Service]:
     """`sarto serve` as a child on a free port; ended when the block is left, however it is left."""
     HOME.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = HOME / "serve.log"
+    address, log = HOME / "address", HOME / "demo.log"
+    address.unlink(missing_ok=True)
     with log.open("w") as out:
-        command = [str(Path(sys.executable).with_name("sarto")), "serve", "--home", str(HOME), "--port", str(port)]
+        command = [str(Path(sys.executable).with_name("sarto")), "serve", "--home", str(HOME), "--port", "0"]
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        wait_until_ready(child, f"http://127.0.0.1:{port}", log)
+        wait_for(address, child, log)
         key = HOME / "credentials" / "admin.json"
         scopes = ["https://www.googleapis.com/auth/cloud-platform"]
-        credentials = service_account.Credentials.from_service_account_file(str(key), scopes=scopes)
-        yield Service(f"http://127.0.0.1:{port}", credentials, credentials.project_id, log)
+        credentials = service_account.Credentials.from_service_account_file(  # type: ignore[no-untyped-call]
+            str(key), scopes=scopes
+        )
+        yield Service(address.read_text().strip(), credentials, credentials.project_id)
     finally:
         child.terminate()
         try:
@@ -84,18 +79,18 @@ def running_service() -> Iterator[Service]:
             child.wait()
 
 
-def wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def wait_for(address: Path, child: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the service has written where it is; when it does not come up, end with the service's own words."""
     end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if child.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
-                return
-        except (urllib.error.URLError, http.client.HTTPException, OSError):
-            time.sleep(0.1)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise SystemExit(f"The service did not start. The end of {log}:\n{tail}")
+    while not address.exists():
+        if child.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"The service did not start:\n{log.read_text(errors='replace')}")
+        time.sleep(0.1)
+
+
+def authorized(service: Service) -> AuthorizedSession:
+    """Plain HTTP with our token, for what the clients do not show."""
+    return AuthorizedSession(service.credentials)  # type: ignore[no-untyped-call]
 
 
 def upload(service: Service) -> dict[str, str]:
@@ -126,7 +121,7 @@ def tune(client: genai.Client, service: Service, uris: dict[str, str]) -> types.
     )
     assert job.name is not None
     console.print(f"  {job.name}")
-    session = AuthorizedSession(service.credentials)  # the resource as it is: this client's types leave some of it out
+    session = authorized(service)  # the resource as it is: this client's types leave some of it out
 
     def read_job() -> dict[str, Any]:
         answer = session.get(f"{service.url}/v1beta1/{job.name}", timeout=30)
@@ -182,8 +177,7 @@ def show_scores(base: Score, tuned: Score) -> None:
 def fetch_adapter(service: Service, job: types.TuningJob) -> None:
     """Say where the adapter is, and copy the last checkpoint's files next to the demo's home."""
     assert job.tuned_model is not None and job.tuned_model.model is not None
-    session = AuthorizedSession(service.credentials)
-    model = session.get(f"{service.url}/v1/{job.tuned_model.model}", timeout=30).json()
+    model = authorized(service).get(f"{service.url}/v1/{job.tuned_model.model}", timeout=30).json()
     uri = model["artifactUri"].rstrip("/")
     bucket, _, prefix = uri.removeprefix("gs://").partition("/")
     client = storage.Client(

@@ -26,23 +26,20 @@ def list_models(
     """Tuned models of the project and location, newest first; with --base, what can be tuned."""
     with client(context) as api:
         if base:
-            models = api.pages("/v1/publishers/google/models", "publisherModels", limit)
+            models = api.pages("/v1/publishers/-/models", "publisherModels", limit)
         else:
             models = api.pages(f"/v1/{api.parent}/models", "models", limit, filter=TUNED)
     if as_json:
         output.print_json(models)
     elif base:
-        output.print_rows(map(base_row, models), ("MODEL", "REAL WEIGHTS"), "No base models.")
+        output.print_rows(map(base_row, models), ("MODEL", "ABOUT"), "No base models.")
     else:
         columns = ("MODEL", "NAME", "BASE MODEL", "ENDPOINT", "CREATED")
         output.print_rows(map(tuned_row, models), columns, "No tuned models here yet. `sarto tune` makes one.")
 
 
 def base_row(model: dict[str, Any]) -> dict[str, str]:
-    return {
-        "MODEL": model["name"].removeprefix("publishers/google/models/"),
-        "REAL WEIGHTS": model.get("labels", {}).get("sarto-base-weights", ""),
-    }
+    return {"MODEL": model["displayName"], "ABOUT": model.get("description", "")}
 
 
 def tuned_row(model: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from sarto import settings
 from sarto.cli import auth, data, jobs, models, output, projects
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
+from sarto.cli.serve import serve
 from sarto.errors import SartoError
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ def version() -> None:
     print(sarto.__version__)
 
 
+app.command()(serve)
 app.command()(jobs.tune)
 app.command()(chat)
 app.add_typer(jobs.app, name="jobs")

@@ -1,15 +1,19 @@
-"""`docs/cli.md` from the commands themselves: `python -m sarto.cli.reference`, run by `make docs`."""
+"""The generated pages of `docs/`, from the commands and the route list: `python -m sarto.cli.reference docs`, as
+`make docs` runs it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer.main
 
+from sarto.api.routes import ROUTES
 from sarto.cli.program import app
 
-HEAD = """# The `sarto` program
+COMMANDS_HEAD = """# The `sarto` program
 
 `sarto serve` runs the service; `sarto models pull` works on this machine; every other command is a client of the API.
 Made from the commands by `make docs`.
@@ -18,9 +22,28 @@ Exit status: 0 done, 1 it failed, 2 the request itself was wrong.
 """
 
 
-def page() -> str:
-    """The whole page as Markdown."""
-    return HEAD + "".join(_sections(typer.main.get_command(app), ("sarto",)))
+ROUTES_HEAD = """# Routes
+
+Every URL of the service, from the route list by `make docs`. `/{api}/` is `/v1/` and `/v1beta1/` alike. *public* needs
+no token; *signed-in* any valid one. `/openapi.json` describes bodies and answers, `/docs` shows it.
+
+| Method | Path | Permission | Does |
+|---|---|---|---|
+"""
+
+
+def pages() -> dict[str, str]:
+    """File name → Markdown."""
+    return {"cli.md": commands_page(), "routes.md": routes_page()}
+
+
+def commands_page() -> str:
+    return COMMANDS_HEAD + "".join(_sections(typer.main.get_command(app), ("sarto",)))
+
+
+def routes_page() -> str:
+    rows = (f"| {route.method} | `{route.path}` | {route.permission} | {route.summary} |\n" for route in ROUTES)
+    return ROUTES_HEAD + "".join(rows)
 
 
 def _sections(command: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -64,4 +87,5 @@ def _option(parameter: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for name, text in pages().items():
+        (Path(sys.argv[1]) / name).write_text(text, encoding="utf-8")

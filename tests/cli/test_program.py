@@ -1,0 +1,108 @@
+"""The `sarto` program against a real server: what it prints, what it exits with, and that nothing is sent twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+
+from tests.cli.conftest import Run, Server
+
+
+def test_version_is_printed(sarto: Run) -> None:
+    done = sarto("version")
+    assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+
+
+def test_an_access_token_opens_the_api(sarto: Run, server: Server) -> None:
+    token = sarto("auth", "print-access-token").stdout.strip()
+    path = f"{server.url}/v1/projects/demo/locations/us-central1/tuningJobs"
+    assert httpx.get(path, headers={"Authorization": f"Bearer {token}"}).json() == {}
+    assert httpx.get(path).status_code == 401
+
+
+def test_projects_are_created_and_listed(sarto: Run) -> None:
+    done = sarto("projects", "create", "second-project")
+    assert done.returncode == 0
+    assert "second-project" in done.stdout
+    listed = json.loads(sarto("projects", "list", "--json").stdout)
+    assert {"demo", "second-project"} <= {project["projectId"] for project in listed}
+    assert "NUMBER" in sarto("projects", "list").stdout
+    again = sarto("projects", "create", "second-project")
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
+
+
+def test_base_models_show_their_real_weights(sarto: Run) -> None:
+    done = sarto("models", "list", "--base")
+    row = next(line for line in done.stdout.splitlines() if line.startswith("gemini-2.0-flash-001"))
+    assert "Tiny" in row
+
+
+def test_an_empty_list_says_what_to_do_and_prints_no_table(sarto: Run) -> None:
+    done = sarto("--location", "europe-west4", "jobs", "list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "sarto tune" in done.stderr
+    assert json.loads(sarto("--location", "europe-west4", "jobs", "list", "--json").stdout) == []
+
+
+def test_a_server_that_is_not_there_is_named(sarto: Run) -> None:
+    done = sarto("jobs", "list", SARTO_URL="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr
+    assert "sarto serve" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_key_says_where_one_comes_from(sarto: Run) -> None:
+    done = sarto("jobs", "list", GOOGLE_APPLICATION_CREDENTIALS="nowhere.json")
+    assert done.returncode == 1
+    assert "nowhere.json" in done.stderr
+    assert "sarto serve" in done.stderr
+
+
+def test_a_file_that_is_no_key_is_refused(sarto: Run, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text("{}")
+    done = sarto("jobs", "list", GOOGLE_APPLICATION_CREDENTIALS="key.json")
+    assert done.returncode == 2
+    assert "not a service account key" in done.stderr
+
+
+def test_every_violation_of_a_request_is_listed(sarto: Run, tickets: Path) -> None:
+    done = sarto("tune", str(tickets), "--model", "gemini-9", "--name", "x" * 129, "--no-watch")
+    assert done.returncode == 2
+    assert "base_model" in done.stderr
+    assert "tuned_model_display_name" in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unknown_project_and_a_foreign_job_are_errors(sarto: Run) -> None:
+    assert "may not exist" in sarto("--project", "nobody-here", "jobs", "list").stderr
+    done = sarto("jobs", "describe", "7")
+    assert done.returncode == 1
+    assert "7" in done.stderr
+
+
+def test_wrong_usage_exits_with_two(sarto: Run, tickets: Path) -> None:
+    assert sarto("tune").returncode == 2
+    assert sarto("tune", "missing.jsonl").returncode == 2
+    assert sarto("tune", str(tickets), "--adapter-size", "3").returncode == 2
+    assert sarto("tune", str(tickets), "--label", "novalue").returncode == 2
+    assert sarto("tune", str(tickets), "--checkpoint", "1").returncode == 2
+
+
+def test_a_dataset_is_uploaded_once_under_its_content(sarto: Run, server: Server, tickets: Path) -> None:
+    first = json.loads(sarto("tune", str(tickets), "--epochs", "1", "--no-watch", "--json").stdout)
+    second = json.loads(sarto("tune", str(tickets), "--epochs", "1", "--no-watch", "--json").stdout)
+    uri = first["supervisedTuningSpec"]["trainingDatasetUri"]
+    assert uri == second["supervisedTuningSpec"]["trainingDatasetUri"]
+    assert uri.startswith("gs://demo-datasets/")
+    token = sarto("auth", "print-access-token").stdout.strip()
+    listed = httpx.get(
+        f"{server.url}/storage/v1/b/demo-datasets/o", headers={"Authorization": f"Bearer {token}"}
+    ).json()
+    names = [item["name"] for item in listed["items"] if uri.endswith(item["name"])]
+    assert len(names) == 1
+    for job in (first, second):
+        sarto("jobs", "cancel", job["name"])
