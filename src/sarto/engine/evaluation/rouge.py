@@ -66,7 +66,9 @@ def _f_measure(hits: int, predicted: int, wanted: int) -> float:
 def _check_length(*texts: Sequence[str]) -> None:
     longest = max(map(len, texts))
     if longest > MAX_WORDS:
-        raise InvalidArgument(f"ROUGE-L takes texts up to {MAX_WORDS} words; this one has {longest}; use rouge1 or bleu")
+        raise InvalidArgument(
+            f"ROUGE-L takes texts up to {MAX_WORDS} words; this one has {longest}; use rouge1 or bleu"
+        )
 
 
 def _places(tokens: Sequence[str]) -> dict[str, int]:
