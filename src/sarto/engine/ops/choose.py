@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sarto.engine.ops.compiled import CompiledKernels, find_library
 from sarto.engine.ops.fused import FusedOperations
 from sarto.engine.ops.kernels import EagerKernels
 from sarto.engine.ops.plain import Operations, PlainOperations
@@ -11,7 +12,10 @@ from sarto.engine.ops.plain import Operations, PlainOperations
 
 def choose_operations(device: torch.device) -> Operations:
     """On a processor the fused ones, with compiled pieces where the package was built with them; else plain ones."""
-    return FusedOperations(EagerKernels()) if device.type == "cpu" else PlainOperations()
+    if device.type != "cpu":
+        return PlainOperations()
+    library = find_library()
+    return FusedOperations(CompiledKernels(library) if library else EagerKernels())
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
