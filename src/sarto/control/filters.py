@@ -126,6 +126,24 @@ def matches(node: Node | None, holds: Callable[[Comparison | Call], bool]) -> bo
     return holds(node)
 
 
+def meets(tree: Node | None, found: dict[str, Any], noun: str) -> bool:
+    """Whether a model or endpoint, as JSON, meets a filter on labels, display name (by `noun`) its name or id."""
+
+    def holds(node: Comparison | Call) -> bool:
+        if isinstance(node, Call):
+            fail(node.position, f'the function "{node.function}" is not known here')
+        field, _, key = node.field.partition(".")
+        if field == "labels" and key:
+            return text_holds(node, found.get("labels", {}).get(key))
+        if field in ("displayName", "display_name"):
+            return text_holds(node, found.get("displayName"))
+        if field in ("name", noun):
+            return text_holds(node, found["name"] if "/" in node.value else found["name"].rpartition("/")[2])
+        unknown(node, ("labels.KEY", "display_name", noun))
+
+    return matches(tree, holds)
+
+
 def unknown(node: Comparison, known: Any) -> NoReturn:
     fail(node.position, f'the field "{node.field}" cannot be filtered by; use {", ".join(sorted(known))}')
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
 from sarto.errors import InvalidArgument
 
 DEFAULT_SIZE = 100
 MOST = 1000
+SCAN = 200
 _CHECK_BYTES = 8
 
 
@@ -41,6 +44,26 @@ def start(text: str, *scope: str) -> str:
             "The page token is not one this list gave; repeat the request with the same parent and filter, or drop it.",
         )
     return last
+
+
+def page(
+    after: Callable[[str, int], list[tuple[str, dict[str, Any]]]],
+    keep: Callable[[dict[str, Any]], bool],
+    asked: int,
+    page_token: str,
+    *scope: str,
+) -> tuple[list[dict[str, Any]], str]:
+    """A page of what `keep` keeps, for lists filtered in memory. `after(key, limit)` gives (key, value) pairs."""
+    size, key = page_size(asked), start(page_token, *scope)
+    found: list[tuple[str, dict[str, Any]]] = []
+    while len(found) <= size:
+        rows = after(key, SCAN)
+        found.extend(row for row in rows if keep(row[1]))
+        if len(rows) < SCAN:
+            break
+        key = rows[-1][0]
+    more = token(found[size - 1][0], *scope) if len(found) > size else ""
+    return [value for _, value in found[:size]], more
 
 
 def _check(last: str, scope: tuple[str, ...]) -> bytes:

@@ -1,6 +1,6 @@
 """What a run says while it works, written into its job about twice a second.
 
-Reads whole lines of `progress.jsonl`; writes the job's resource, its time series and its events, always under the lease.
+Reads whole lines of `progress.jsonl`; writes the job's resource, time series and events, always under the lease.
 """
 
 from __future__ import annotations

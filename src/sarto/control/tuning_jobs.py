@@ -21,7 +21,7 @@ from sarto.control.events import timestamp
 from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from sarto.names import LocationName, ResourceName, new_id
 from sarto.schema.tuning_jobs import FINAL_STATES, JobState, TuningJob
-from sarto.storage.tables import job_event, job_label, metric_point, request_id, tuning_job
+from sarto.storage.tables import experiment, job_event, job_label, metric_point, request_id, tuning_job
 
 PENDING = JobState.JOB_STATE_PENDING
 RUNNING = JobState.JOB_STATE_RUNNING
@@ -140,7 +140,7 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> None:
         if JobState(row.state) not in FINAL_STATES:
             raise FailedPrecondition(f"TuningJob {name} is {row.state}; cancel it, and delete it when it has ended.")
         connection.execute(tuning_job.delete().where(tuning_job.c.project == project, tuning_job.c.id == name.id))
-        for table in (job_label, job_event, metric_point):
+        for table in (job_label, job_event, metric_point, experiment):
             connection.execute(table.delete().where(table.c.project == project, table.c.job == name.id))
 
 

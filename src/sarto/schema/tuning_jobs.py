@@ -92,6 +92,10 @@ class Status(Message):
     details: list[Struct] = Field(default_factory=list)
 
 
+class GcsDestination(Message):
+    output_uri_prefix: Text = ""
+
+
 class EncryptionSpec(Message):
     kms_key_name: Text = ""
 
@@ -243,6 +247,22 @@ class TuningJob(Message):
     distillation_sampling_spec: Struct | None = None
     satisfies_pzs: Boolean | None = None
     satisfies_pzi: Boolean | None = None
+
+
+class TunedModelRef(Message):
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"tuned_model_ref": ("tuned_model", "tuning_job", "pipeline_job")}
+
+    tuned_model: Text = ""
+    tuning_job: Text = ""
+    pipeline_job: Text = ""
+
+
+class RebaseTunedModelRequest(Message):
+    parent: Text = ""
+    tuned_model_ref: TunedModelRef | None = None
+    tuning_job: TuningJob | None = None
+    artifact_destination: GcsDestination | None = None
+    deploy_to_same_endpoint: Boolean | None = None
 
 
 class ListTuningJobsResponse(Message):
