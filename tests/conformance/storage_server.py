@@ -17,6 +17,9 @@ from google.cloud import storage
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
 
+from sarto.control import projects, service_accounts
+from sarto.storage.database import Database
+
 SERVE = "import typer; from sarto.cli.serve import serve; typer.run(serve)"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -74,11 +77,24 @@ class Server:
         )
 
     def http(self, **headers: str) -> httpx.Client:
-        """A plain HTTP client that holds a token."""
+        """A plain HTTP client that holds the administrator's token."""
         return httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.token()}", **headers})
 
     def token(self) -> str:
-        key: dict[str, Any] = json.loads(self.key_file.read_text())
+        return self._token(json.loads(self.key_file.read_text()))
+
+    def stranger(self) -> str:
+        """A token of an owner of another project, which this makes."""
+        database = Database.in_home(self.home)
+        with database.transaction() as connection:
+            now = time.time()
+            project = projects.insert(connection, "elsewhere", now)
+            account = service_accounts.create(connection, project, "stranger", "roles/owner", now)
+            key = service_accounts.create_key(connection, account, project.id, now)
+        database.close()
+        return self._token(service_accounts.key_file(key, self.address))
+
+    def _token(self, key: dict[str, Any]) -> str:
         credentials = service_account.Credentials.from_service_account_info(key, scopes=SCOPES)
         form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer"}
         form["assertion"] = credentials._make_authorization_grant_assertion().decode()
