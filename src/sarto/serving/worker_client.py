@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ class WorkerGenerator:
 
     async def generate(
         self, target: Target, request: GenerateContentRequest
-    ) -> AsyncIterator[GenerateContentResponse]:
+    ) -> AsyncGenerator[GenerateContentResponse]:
         async with aclosing(self._ask("generate", target, request.to_json())) as answers:
             async for answer in answers:
                 yield GenerateContentResponse.model_validate(answer)
@@ -91,7 +91,7 @@ class WorkerGenerator:
                 return answer
         raise Unavailable("The generation worker gave no answer.")
 
-    async def _ask(self, call: str, target: Target | None, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _ask(self, call: str, target: Target | None, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         worker = await self._running()
         number = next(self._ids)
         inbox = worker.inboxes[number] = asyncio.Queue()

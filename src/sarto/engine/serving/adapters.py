@@ -1,0 +1,146 @@
+"""Which adapters of one base are in memory: read from PEFT folders on first use, kept while they serve, dropped by
+least use when the pool is full. Belongs to the engine's thread, except `read`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sarto.engine.families.decoder import GROUPS, Decoder, Group
+from sarto.engine.lora import AdapterFile, read_adapter
+from sarto.engine.serving.products import Adapter, AdapterPool, Choice, GroupShape
+from sarto.errors import InvalidArgument
+
+RANK_CLASSES = (8, 16, 32, 64, 128, 256)
+"""Ranks are rounded up to these, so that adapters of like rank share a pool."""
+FIRST_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class AdapterKey:
+    """An adapter by the digest of its bytes, and the folder they are read from."""
+
+    digest: str
+    folder: str
+
+
+@dataclass
+class Residency:
+    """Numbers an operator watches."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    load_seconds: float = 0.0
+
+
+class ResidentAdapters:
+    """At most `limit` adapters of one base at a time."""
+
+    def __init__(self, decoder: Decoder, limit: int) -> None:
+        self._decoder, self._limit = decoder, limit
+        self._shapes = {group: GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS}
+        self._pools: dict[int, AdapterPool] = {}
+        self._free: dict[int, list[int]] = {}
+        self._resident: OrderedDict[str, tuple[AdapterPool, int]] = OrderedDict()
+        self._in_use: Counter[str] = Counter()
+        self.residency = Residency()
+
+    def __contains__(self, key: AdapterKey) -> bool:
+        return key.digest in self._resident
+
+    def __len__(self) -> int:
+        return len(self._resident)
+
+    @property
+    def in_use(self) -> int:
+        return len(self._in_use)
+
+    def read(self, key: AdapterKey) -> Adapter:
+        """The adapter's terms, not yet resident. Raises InvalidArgument where it does not fit the base."""
+        return adapter_terms(read_adapter(Path(key.folder)), self._decoder, self._shapes)
+
+    def acquire(self, key: AdapterKey, staged: Adapter | None) -> Choice:
+        """Pin an adapter, loading it (from `staged` if at hand) when it is not resident; None when all are in use."""
+        if key.digest in self._resident:
+            self.residency.hits += 1
+        else:
+            if not self._make_room():
+                return None
+            began = time.perf_counter()
+            adapter = staged or self.read(key)
+            self._resident[key.digest] = self._place(adapter)
+            self.residency.misses += 1
+            self.residency.load_seconds += time.perf_counter() - began
+        self._resident.move_to_end(key.digest)
+        self._in_use[key.digest] += 1
+        return self._resident[key.digest]
+
+    def release(self, key: AdapterKey) -> None:
+        self._in_use[key.digest] -= 1
+        if not self._in_use[key.digest]:
+            del self._in_use[key.digest]
+
+    def _make_room(self) -> bool:
+        if len(self._resident) < self._limit:
+            return True
+        idle = next((digest for digest in self._resident if digest not in self._in_use), None)
+        if idle is None:
+            return False
+        pool, slot = self._resident.pop(idle)
+        self._free[pool.rank].append(slot)
+        self.residency.evictions += 1
+        return True
+
+    def _place(self, adapter: Adapter) -> tuple[AdapterPool, int]:
+        rank = adapter.rank
+        if rank not in self._pools:
+            slots = min(FIRST_SLOTS, self._limit)
+            self._pools[rank] = AdapterPool(self._decoder, rank, slots)
+            self._free[rank] = list(range(slots))
+        pool, free = self._pools[rank], self._free[rank]
+        if not free:
+            grown = min(2 * pool.slots, self._limit)
+            free.extend(range(pool.slots, grown))
+            pool.grow(grown)
+        slot = free.pop(0)
+        pool.put(slot, adapter)
+        return pool, slot
+
+
+def adapter_terms(file: AdapterFile, decoder: Decoder, shapes: dict[Group, GroupShape]) -> Adapter:
+    """PEFT's matrices as one padded pair per layer and group; projections without an adapter get zeros."""
+    rank = next((size for size in RANK_CLASSES if size >= file.shape.rank), None)
+    if rank is None:
+        raise InvalidArgument(f"adapter rank {file.shape.rank} is above {RANK_CLASSES[-1]}, the largest that is served")
+    left = dict(file.tensors)
+    terms: list[dict[Group, tuple[Tensor, Tensor]]] = []
+    for layer in range(decoder.config.layers):
+        row: dict[Group, tuple[Tensor, Tensor]] = {}
+        for group, names in GROUPS.items():
+            shape = shapes[group]
+            a = torch.zeros(shape.inputs, len(names), rank)
+            b = torch.zeros(len(shape.parts), rank, shape.width)
+            for part, name in enumerate(names):
+                path = f"base_model.model.model.layers.{layer}.{name}"
+                low, high = left.pop(f"{path}.lora_A.weight", None), left.pop(f"{path}.lora_B.weight", None)
+                if low is None or high is None:
+                    continue
+                blocks = [block for block, owner in enumerate(shape.parts) if owner == part]
+                if low.shape[1] != shape.inputs or high.shape[0] != len(blocks) * shape.width:
+                    raise InvalidArgument(f"the adapter does not fit the base: {path} has A {tuple(low.shape)} and "
+                                          f"B {tuple(high.shape)}")  # fmt: skip
+                a[:, part, : len(low)] = low.t()
+                scaled = (high * file.shape.scale).t()  # (R, outputs)
+                b[blocks, : len(low)] = scaled.unflatten(1, (len(blocks), -1)).transpose(0, 1)
+            row[group] = (a.flatten(1).to(decoder.embedding), b.flatten(0, 1).to(decoder.embedding))
+        terms.append(row)
+    if left:
+        raise InvalidArgument(f"the adapter holds tensors the base has no place for: {', '.join(sorted(left)[:5])}")
+    return Adapter(rank, terms)

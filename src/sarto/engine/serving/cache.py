@@ -1,0 +1,159 @@
+"""Keys and values of running sequences, in tight blocks, and of finished prompts, for those that begin alike.
+
+On CPU a batched product over one tight block needs no copies, where pages would be gathered at every layer and step.
+So sequences of about the same length share a `Lane`, a block as wide as they need, and move to a wider one as they
+grow. The width follows from a sequence's own length alone: what it computes never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sarto.engine.families.decoder import DecoderConfig
+
+PREFIX_TOKENS = 32
+"""Prompts are kept and found again in pieces of this many tokens."""
+
+
+def width_for(tokens: int) -> int:
+    """Tokens a lane holds that has room for `tokens`: steps of 64 at first, then of about a quarter."""
+    step = 64
+    while tokens > 8 * step:
+        step *= 2
+    return -(-tokens // step) * step
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> CacheShape:
+        return cls(config.layers, config.kv_heads, config.head_dim, dtype, device)
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def empty(self, slots: int, width: int) -> Tensor:
+        """Zeros, since masked places are multiplied by zero weights: (layers, k or v, slots, HK, width, hd)."""
+        shape = (self.layers, 2, slots, self.kv_heads, width, self.head_dim)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+
+class Lane:
+    """A block for sequences of one width; those in it fill slots 0 … count-1 without gaps."""
+
+    def __init__(self, shape: CacheShape, width: int, slots: int = 1) -> None:
+        self.shape, self.width = shape, width
+        self.block = shape.empty(slots, width)
+        self.count = 0
+        self._views: tuple[int, list[tuple[Tensor, Tensor, Tensor]]] = (0, [])
+
+    def take(self, source: Tensor, tokens: int) -> int:
+        """Copy keys and values (layers, 2, HK, ≥ tokens, hd) into a new slot and return its number."""
+        slots = self.block.shape[2]
+        if self.count == slots:
+            wider = self.shape.empty(2 * slots, self.width)
+            wider[:, :, :slots] = self.block
+            self._replace(wider)
+        self.block[:, :, self.count, :, :tokens] = source[:, :, :, :tokens]
+        self.count += 1
+        return self.count - 1
+
+    def open(self) -> int:
+        """An empty slot, for a sequence whose prompt is still to be computed."""
+        return self.take(self.block[:, :, 0], 0)
+
+    def drop(self, slot: int) -> int:
+        """Free a slot. The last one moves into its place; returns the number that one had."""
+        last = self.count - 1
+        if slot != last:
+            self.block[:, :, slot] = self.block[:, :, last]
+        self.count = last
+        if self.block.shape[2] >= 4 * max(last, 1):
+            self._replace(self.block[:, :, : max(1, 2 * last)].clone())
+        return last
+
+    def content(self, slot: int) -> Tensor:
+        """Keys and values of one slot: (layers, 2, HK, width, hd), a view."""
+        return self.block[:, :, slot]
+
+    def views(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per layer: flat rows to write into (2 · slots · HK · width, hd), and keys (n, hd, width) and values
+        (n, width, hd) of the slots in use, with n = count · HK."""
+        if self._views[0] != self.count:
+            n = self.count
+            rows = [
+                (layer.view(-1, self.shape.head_dim), layer[0, :n].flatten(0, 1).mT, layer[1, :n].flatten(0, 1))
+                for layer in self.block.unbind(0)
+            ]
+            self._views = (n, rows)
+        return self._views[1]
+
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Rows of the flat view for k, then v, of each (slot, position): (N · 2 · HK,), in the order qkv has them."""
+        heads, total = self.shape.kv_heads, self.block.shape[2]
+        index = torch.arange(2 * heads, device=slots.device)
+        block = (index // heads)[None] * total + slots[:, None]  # (N, 2 HK)
+        return ((block * heads + (index % heads)[None]) * self.width + positions[:, None]).flatten()
+
+    def _replace(self, block: Tensor) -> None:
+        self.block, self._views = block, (0, [])
+
+
+class PrefixCache:
+    """Keys and values of prompt pieces by everything that came before them, dropped by least use past `limit` bytes."""
+
+    def __init__(self, shape: CacheShape, limit: int) -> None:
+        self._shape, self._limit = shape, limit
+        self._pieces: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.hit_tokens = 0
+        self.asked_tokens = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._pieces) * PREFIX_TOKENS * self._shape.token_bytes
+
+    def find(self, adapter: str, tokens: Sequence[int]) -> list[Tensor]:
+        """Pieces (layers, 2, HK, PREFIX_TOKENS, hd) that cover the longest known beginning, its last token left out:
+        that one must be computed to know what follows."""
+        found: list[Tensor] = []
+        for key in self._keys(adapter, tokens[:-1]):
+            piece = self._pieces.get(key)
+            if piece is None:
+                break
+            self._pieces.move_to_end(key)
+            found.append(piece)
+        self.hit_tokens += len(found) * PREFIX_TOKENS
+        self.asked_tokens += len(tokens)
+        return found
+
+    def keep(self, adapter: str, tokens: Sequence[int], content: Tensor) -> None:
+        """Remember a computed prompt; `content` is (layers, 2, HK, ≥ len(tokens), hd)."""
+        for number, key in enumerate(self._keys(adapter, tokens)):
+            if key not in self._pieces:
+                start = number * PREFIX_TOKENS
+                self._pieces[key] = content[:, :, :, start : start + PREFIX_TOKENS].clone()
+            self._pieces.move_to_end(key)
+        while self._pieces and self.size_bytes > self._limit:
+            self._pieces.popitem(last=False)
+
+    @staticmethod
+    def _keys(adapter: str, tokens: Sequence[int]) -> list[bytes]:
+        keys, key = [], adapter.encode()
+        for start in range(0, len(tokens) - PREFIX_TOKENS + 1, PREFIX_TOKENS):
+            piece = b"".join(token.to_bytes(4, "little") for token in tokens[start : start + PREFIX_TOKENS])
+            key = hashlib.blake2b(key + piece, digest_size=16).digest()
+            keys.append(key)
+        return keys

@@ -1,0 +1,226 @@
+"""Products with the frozen weights, packed once for this processor where that pays, and the low-rank terms of adapters.
+
+`Products` multiplies by base weights; `AdapterPool` holds every resident adapter of one base, so that each row of a
+batch picks its own by index; `RowAdapters` is one step's choice, handed to the decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sarto.engine.families.decoder import GROUPS, Decoder, Group, Projection
+
+_pack = torch.ops.mkldnn._reorder_linear_weight
+_packed_product = torch.ops.mkldnn._linear_pointwise
+_bag = torch.ops.aten._embedding_bag_forward_only
+PACK_ROWS = 8
+"""Rows the packed layout is tuned for: a decode batch. Prompts lose nothing by it."""
+LEAST_ROWS = 4
+"""In float32 a product of fewer rows adds up in another order; padding to this many keeps results independent of
+what else is in the batch. In bfloat16 any number of rows gives the same bits."""
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Products:
+    """x → x W^T + bias for every matrix of a decoder; takes the plain weights away from it once they are packed."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        is_packed = decoder.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        make = _packed if is_packed else _plain
+        self._head = make(decoder.head, None)
+        self._layers: list[dict[Group, Product]] = []
+        for index in range(decoder.config.layers):
+            layer = decoder.layer(index)
+            row: dict[Group, Product] = {}
+            for group in GROUPS:
+                projection = layer.projection(group)
+                row[group] = make(projection.weight, projection.bias)
+                if is_packed:
+                    projection.weight = projection.weight.new_empty(0, projection.inputs)
+            self._layers.append(row)
+
+    def project(self, layer: int, group: Group, x: Tensor) -> Tensor:
+        return self._layers[layer][group](x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) → (R, V) float32."""
+        return self._head(hidden).float()
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Product:
+    packed = _pack(weight.contiguous(), PACK_ROWS)
+    if weight.dtype != torch.float32:
+        return lambda x: _packed_product(x, packed, bias, "none", [], "")
+
+    def product(x: Tensor) -> Tensor:
+        rows = len(x)
+        if rows < LEAST_ROWS:
+            x = F.pad(x, (0, 0, 0, LEAST_ROWS - rows))
+        found: Tensor = _packed_product(x, packed, bias, "none", [], "")
+        return found[:rows]
+
+    return product
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """One group of projections cut into `blocks` of equal width, so that grouped heads need no ragged products."""
+
+    inputs: int
+    width: int
+    parts: tuple[int, ...]
+    """Which projection of the group each block belongs to."""
+
+    @classmethod
+    def of(cls, projection: Projection) -> GroupShape:
+        width = math.gcd(*projection.cuts)
+        parts = tuple(part for part, cut in enumerate(projection.cuts) for _ in range(cut // width))
+        return cls(projection.inputs, width, parts)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank terms of one adapter, per layer and group, padded to its rank class and ready to be copied into a pool:
+    A (inputs, projections · R) and B (blocks · R, width), the scale in B."""
+
+    rank: int
+    terms: list[dict[Group, tuple[Tensor, Tensor]]]
+
+
+class AdapterPool:
+    """Slots for adapters of one rank class; all their A of a group lie in one matrix, all their B in another."""
+
+    def __init__(self, decoder: Decoder, rank: int, slots: int) -> None:
+        self.rank, self.slots = rank, slots
+        self.shapes = {group: GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS}
+        self.parts = {g: torch.tensor(shape.parts, device=decoder.device) for g, shape in self.shapes.items()}
+        like = decoder.embedding
+        self._terms: list[dict[Group, tuple[Tensor, Tensor]]] = []
+        for _ in range(decoder.config.layers):
+            row: dict[Group, tuple[Tensor, Tensor]] = {}
+            for group, shape in self.shapes.items():
+                a = like.new_zeros(slots, shape.inputs, (max(shape.parts) + 1) * rank)
+                row[group] = (a, like.new_zeros(slots, len(shape.parts) * rank, shape.width))
+            self._terms.append(row)
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(t[0].numel() * t.element_size() for row in self._terms for pair in row.values() for t in pair)
+
+    def put(self, slot: int, adapter: Adapter) -> None:
+        for pool, terms in zip(self._terms, adapter.terms, strict=True):
+            for group, (a, b) in terms.items():
+                pool[group][0][slot] = a
+                pool[group][1][slot] = b
+
+    def grow(self, slots: int) -> None:
+        for row in self._terms:
+            for group, (a, b) in row.items():
+                row[group] = (_longer(a, slots), _longer(b, slots))
+        self.slots = slots
+
+    def matrices(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
+        return self._terms[layer][group]
+
+
+def _longer(tensor: Tensor, slots: int) -> Tensor:
+    longer = tensor.new_zeros((slots, *tensor.shape[1:]))
+    longer[: len(tensor)] = tensor
+    return longer
+
+
+Choice = tuple[AdapterPool, int] | None
+"""Pool and slot of a row's adapter; None is the base."""
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Index lists of the rows that use one pool, per group: weights of A, then of B, with the offsets of each row."""
+
+    pool: AdapterPool
+    rows: Tensor | None
+    """Rows with an adapter of this pool; None when that is all of them."""
+    lists: dict[Group, tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def plan_rows(choices: tuple[Choice, ...]) -> tuple[Bags, ...]:
+    """How rows of single tokens reach their adapters, one entry for each pool in use."""
+    pools = {choice[0] for choice in choices if choice is not None}
+    return tuple(_bags(pool, choices) for pool in sorted(pools, key=lambda pool: pool.rank))
+
+
+def _bags(pool: AdapterPool, choices: tuple[Choice, ...]) -> Bags:
+    device = pool.parts["o"].device
+    mine = [row for row, choice in enumerate(choices) if choice is not None and choice[0] is pool]
+    slots = torch.tensor([choice[1] for choice in choices if choice is not None and choice[0] is pool], device=device)
+    lists = {}
+    for group, shape in pool.shapes.items():
+        blocks = slots[:, None] * len(shape.parts) + torch.arange(len(shape.parts), device=device)
+        lists[group] = (*_ranges(slots, shape.inputs), *_ranges(blocks.flatten(), pool.rank))
+    return Bags(pool, None if len(mine) == len(choices) else torch.tensor(mine, device=device), lists)
+
+
+def _ranges(numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The `length` rows of each numbered stretch, end to end; and where each stretch begins and the last one ends."""
+    indices = (numbers[:, None] * length + torch.arange(length, device=numbers.device)).flatten().int()
+    return indices, torch.arange(len(numbers) + 1, dtype=torch.int32, device=numbers.device) * length
+
+
+@dataclass(frozen=True)
+class RowAdapters:
+    """Adapters of one step: `rows` for single tokens, then `chunks` of prompt tokens (first row, length, pool, slot);
+    `wanted` for the rows that go past the last attention."""
+
+    products: Products
+    last_layer: int
+    rows: tuple[Bags, ...]
+    chunks: tuple[tuple[int, int, AdapterPool, int], ...]
+    wanted: tuple[Bags, ...]
+
+    def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor:
+        y = self.products.project(layer, group, x)
+        if layer == self.last_layer and group != "qkv":
+            _add_rows(self.wanted, layer, group, x, y)
+            return y
+        _add_rows(self.rows, layer, group, x, y)
+        for first, length, pool, slot in self.chunks:
+            _add_chunk(pool, slot, layer, group, x[first : first + length], y[first : first + length])
+        return y
+
+
+def _add_rows(plan: tuple[Bags, ...], layer: int, group: Group, x: Tensor, y: Tensor) -> None:
+    """y += B A x, row by row. A bag sums rows of a pool with given weights: gather and multiply in one kernel."""
+    for bags in plan:
+        a, b = bags.pool.matrices(layer, group)
+        parts, rank = bags.pool.parts[group], bags.pool.rank
+        indices_a, offsets_a, indices_b, offsets_b = bags.lists[group]
+        count = len(offsets_a) - 1
+        mine = x[:count] if bags.rows is None else x[bags.rows]
+        h = _bag(a.flatten(0, 1), indices_a, offsets_a, False, 0, False, mine.reshape(-1), True)[0]
+        if len(parts) > 1:
+            h = h.view(count, -1, rank)[:, parts]  # (n, blocks, R)
+        z = _bag(b.flatten(0, 1), indices_b, offsets_b, False, 0, False, h.reshape(-1), True)[0].view(count, -1)
+        if bags.rows is None:
+            y[:count].add_(z)
+        else:
+            y.index_add_(0, bags.rows, z)
+
+
+def _add_chunk(pool: AdapterPool, slot: int, layer: int, group: Group, x: Tensor, y: Tensor) -> None:
+    """y += B A x for tokens that share an adapter."""
+    a, b = pool.matrices(layer, group)
+    parts = pool.parts[group]
+    h = torch.mm(x, a[slot]).view(len(x), -1, pool.rank)[:, parts]  # (t, blocks, R)
+    z = torch.bmm(h.transpose(0, 1), b[slot].view(len(parts), pool.rank, -1))  # (blocks, t, width)
+    y.view(len(x), len(parts), -1).add_(z.transpose(0, 1))

@@ -1,0 +1,42 @@
+"""What a server may ask its worker beside generation, by name. The functions are the data stage's; this lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sarto.engine.serving.engine import Engine
+from sarto.engine.serving.request import prompt_tokens
+from sarto.errors import InvalidArgument
+from sarto.schema.generation import CountTokensRequest
+from sarto.schema.runs import BaseWeights
+
+
+def answer_question(engine: Engine, base: BaseWeights | None, method: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Raises InvalidArgument for an unknown method, and whatever the function says about its payload."""
+    if method not in QUESTIONS:
+        raise InvalidArgument(f"The worker knows no question {method!r}; known: {', '.join(QUESTIONS)}.")
+    return QUESTIONS[method](engine, base, payload)
+
+
+def _metrics(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    return engine.metrics()
+
+
+def _compute_tokens(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of a prompt and the text of each, as base64 of UTF-8 the way the API shows them."""
+    tokenizer = engine.tokenizer(_needed(base))
+    _, tokens = prompt_tokens(CountTokensRequest.read(payload), tokenizer)
+    return {"tokenIds": tokens, "tokens": [tokenizer.token_text(token) for token in tokens]}
+
+
+def _needed(base: BaseWeights | None) -> BaseWeights:
+    if base is None:
+        raise InvalidArgument("This question needs a model.")
+    return base
+
+
+QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict[str, Any]]] = {
+    "metrics": _metrics,
+    "compute_tokens": _compute_tokens,
+}

@@ -1,0 +1,155 @@
+"""One base in memory with its adapters and caches, and the forward pass over whatever runs on it at the moment.
+
+Lives on the engine's thread. The scheduler says which sequences take part in a step; this turns them into rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sarto.engine.families.load import load_base
+from sarto.engine.serving.adapters import ResidentAdapters
+from sarto.engine.serving.attention import Chunk, StepAttention
+from sarto.engine.serving.cache import CacheShape, Lane, PrefixCache, width_for
+from sarto.engine.serving.products import Choice, Products, RowAdapters, plan_rows
+from sarto.schema.runs import BaseWeights
+
+
+@dataclass(eq=False)
+class Row:
+    """One running sequence as the runner sees it: its tokens so far, its adapter, and where its cache lies."""
+
+    tokens: list[int]
+    """Prompt and what was generated; the last one is not yet in the cache while decoding."""
+    choice: Choice
+    lane: Lane | None = None
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class PromptChunk:
+    """Tokens start … start + length - 1 of a prompt whose earlier ones are in `lane`, its own."""
+
+    lane: Lane
+    tokens: list[int]
+    start: int
+    length: int
+    choice: Choice
+
+    @property
+    def is_last(self) -> bool:
+        return self.start + self.length == len(self.tokens)
+
+
+class Runner:
+    """Base weights, packed; pools of adapters; lanes of keys and values."""
+
+    def __init__(
+        self, base: BaseWeights, dtype: torch.dtype, device: torch.device, *, adapter_limit: int, prefix_bytes: int
+    ) -> None:
+        with torch.inference_mode():
+            self.decoder = load_base(base, dtype, device)
+            self.config = self.decoder.config
+            self.adapters = ResidentAdapters(self.decoder, adapter_limit)
+            self.products = Products(self.decoder)
+        self.shape = CacheShape.of(self.config, dtype, device)
+        self.prefixes = PrefixCache(self.shape, prefix_bytes)
+        self._lanes: dict[int, tuple[Lane, list[Row]]] = {}
+        self._plan = lru_cache(maxsize=8)(plan_rows)
+
+    def open(self, tokens: list[int], adapter: str) -> tuple[Lane, int]:
+        """A lane of its own for a prompt, and how many of its tokens were known already."""
+        lane = Lane(self.shape, width_for(len(tokens)))
+        content = lane.content(lane.open())
+        pieces = self.prefixes.find(adapter, tokens)
+        known = 0
+        for piece in pieces:
+            content[:, :, :, known : known + piece.shape[3]] = piece
+            known += piece.shape[3]
+        return lane, known
+
+    def join(self, row: Row, prompt: Lane) -> None:
+        """Begin decoding: the row's computed prompt is copied from the lane it was computed in."""
+        self._enter(row, prompt.content(0), len(row.tokens) - 1)
+
+    def leave(self, row: Row) -> None:
+        """Free the row's cache."""
+        assert row.lane is not None
+        lane, members = self._lanes[row.lane.width]
+        members[row.slot] = members[-1]
+        members[row.slot].slot = row.slot
+        members.pop()
+        lane.drop(row.slot)
+        row.lane = None
+        if not members:
+            del self._lanes[lane.width]
+
+    def rows(self) -> list[Row]:
+        """All decoding rows in the order in which `step` answers them."""
+        return [row for _, members in self._lanes.values() for row in members]
+
+    @torch.inference_mode()
+    def step(self, chunks: Rows[PromptChunk]) -> Tensor:
+        """One token for every decoding row and the chunks' tokens for their prompts: logits (R, V) float32, of `rows()`
+        as they are after this call, then of each chunk that ends its prompt."""
+        self._widen()
+        device, rows = self.shape.device, self.rows()
+        lanes = [
+            (lane, torch.tensor([len(row.tokens) - 1 for row in members], device=device))
+            for lane, members in self._lanes.values()
+        ]
+        tokens = [row.tokens[-1] for row in rows]
+        for chunk in chunks:
+            tokens += chunk.tokens[chunk.start : chunk.start + chunk.length]
+        ranges = [torch.arange(chunk.start, chunk.start + chunk.length, device=device) for chunk in chunks]
+        positions = torch.cat([positions for _, positions in lanes] + ranges)
+        ends, adapters = self._adapters(rows, chunks)
+        attention = StepAttention(
+            self.config, self.shape.dtype, lanes, [Chunk(chunk.lane, chunk.start, chunk.length) for chunk in chunks]
+        )
+        hidden = self.decoder(torch.tensor(tokens, device=device), positions, attention, adapters, ends)
+        wanted = len(rows) + sum(chunk.is_last for chunk in chunks)
+        return self.products.logits(hidden)[:wanted]
+
+    def _adapters(self, rows: list[Row], chunks: Rows[PromptChunk]) -> tuple[Tensor, RowAdapters]:
+        """The rows that go on to the logits (one stands in when there are none), and everyone's adapters."""
+        choices = [row.choice for row in rows]
+        wanted, ends = list(choices), list(range(len(rows)))
+        parts, first = [], len(rows)
+        for chunk in chunks:
+            if chunk.choice is not None:
+                parts.append((first, chunk.length, *chunk.choice))
+            first += chunk.length
+            if chunk.is_last:
+                wanted.append(chunk.choice)
+                ends.append(first - 1)
+        if not ends:
+            wanted, ends = [None], [0]
+        adapters = RowAdapters(
+            self.products, self.config.layers - 1, self._plan(tuple(choices)), tuple(parts), self._plan(tuple(wanted))
+        )
+        return torch.tensor(ends, device=self.shape.device), adapters
+
+    def _widen(self) -> None:
+        """Move rows whose lane is full to a wider one."""
+        for row in self.rows():
+            assert row.lane is not None
+            tokens = len(row.tokens)
+            if tokens > row.lane.width:
+                content = row.lane.content(row.slot).clone()
+                self.leave(row)
+                self._enter(row, content, tokens - 1)
+
+    def _enter(self, row: Row, content: Tensor, tokens: int) -> None:
+        width = width_for(tokens + 1)
+        if width not in self._lanes:
+            self._lanes[width] = (Lane(self.shape, width), [])
+        lane, members = self._lanes[width]
+        row.slot = lane.take(content, tokens)
+        row.lane = lane
+        members.append(row)
