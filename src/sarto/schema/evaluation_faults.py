@@ -41,7 +41,7 @@ def config_faults(
         where = f"{path}.output_config.gcs_destination.output_uri_prefix"
         yield FieldViolation(where, f'A Cloud Storage prefix is required, gs://BUCKET/FOLDER; seen: "{prefix}".')
     for index, metric in enumerate(config.metrics):
-        yield from _metric_faults(metric, f"{path}.metrics[{index}]", row_fields)
+        yield from metric_faults(metric, f"{path}.metrics[{index}]", row_fields)
     yield from _judge_faults(config.autorater_config, f"{path}.autorater_config")
 
 
@@ -60,7 +60,8 @@ def _range_faults(metric: Metric, where: str) -> Iterator[FieldViolation]:
         yield FieldViolation(f"{where}.step", "Must be above 0 and not above the width of the range.")
 
 
-def _metric_faults(metric: Metric, path: str, row_fields: frozenset[str]) -> Iterator[FieldViolation]:
+def metric_faults(metric: Metric, path: str, row_fields: frozenset[str] = ROW_FIELDS) -> Iterator[FieldViolation]:
+    """Every fault of one metric; paths begin with `path`."""
     kind = metric.kind
     where = f"{path}.{kind}"
     if not kind:

@@ -141,12 +141,13 @@ async def judge_rows(
 def _missing_answer(metric: JudgeMetric, answer: Answer, baseline: Answer | None) -> dict[str, Any] | None:
     if answer.error:
         return answer.error
-    if _needs_baseline(metric):
+    if needs_baseline(metric):
         return Internal("there is no baseline answer").to_status() if baseline is None else baseline.error
     return None
 
 
-def _needs_baseline(metric: JudgeMetric) -> bool:
+def needs_baseline(metric: JudgeMetric) -> bool:
+    """Whether the template asks for the other system's answer."""
     return bool(metric.baseline_names & set(PLACEHOLDER.findall(metric.template)))
 
 
@@ -249,7 +250,7 @@ def _choice(metric: JudgeMetric, given: object, flipped: bool) -> PairwiseChoice
 def _candidate_is_first(metric: JudgeMetric) -> bool:
     """Whether the template shows the judged model's answer before the other one."""
     names = PLACEHOLDER.findall(metric.template)
-    return next((name in metric.answer_names for name in names if name in metric.answer_names | metric.baseline_names))
+    return next(name in metric.answer_names for name in names if name in metric.answer_names | metric.baseline_names)
 
 
 def _score(scale: ScoreScale, given: object) -> float | None:

@@ -1,0 +1,293 @@
+"""The documented evaluation: the metrics of an EvaluationConfig over the answers of one system.
+
+Writes `row_results.jsonl` and `aggregation_results.json` into a folder and gives the EvaluateDatasetRun that a job
+shows. A row that fails costs that row. Knows no buckets and no database; whoever calls takes the files on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sarto.engine.evaluation.aggregate import aggregate, choice_mode
+from sarto.engine.evaluation.asking import PAUSES_SECONDS, Answer, Generate
+from sarto.engine.evaluation.judge import Judgement, first_place_share, judge_rows, needs_baseline
+from sarto.engine.evaluation.metrics import Score
+from sarto.engine.evaluation.plan import PlannedMetric, judge_models, plan_metrics
+from sarto.engine.evaluation.rows import EvaluationRow, shared_fields
+from sarto.engine.evaluation.statistics import agreement, krippendorff_alpha
+from sarto.errors import FailedPrecondition, Internal, SartoError, from_status
+from sarto.schema.evaluation import (
+    AggregationMetric,
+    AggregationOutput,
+    AggregationResult,
+    EvaluateDatasetResponse,
+    EvaluateDatasetRun,
+    EvaluationConfig,
+    EvaluationDataset,
+    GcsSource,
+    OutputInfo,
+    PairwiseChoice,
+    PairwiseMetricResult,
+    PointwiseMetricResult,
+)
+from sarto.schema.evaluation import Score as ScoreValue
+
+ROW_FILE = "row_results.jsonl"
+AGGREGATION_FILE = "aggregation_results.json"
+JUDGE_NOTE = (
+    "Scores of a model are its opinion. A small judge is weak: do not conclude from it where its repeated samples "
+    "disagree (alpha below 0.667)."
+)
+
+
+@dataclass(frozen=True)
+class MetricRows:
+    """A metric with its result for every row, in order."""
+
+    metric: PlannedMetric
+    results: list[Judgement]
+
+    @property
+    def scored(self) -> list[Judgement]:
+        return [result for result in self.results if result.error is None]
+
+
+async def evaluate_dataset(
+    config: EvaluationConfig,
+    rows: Sequence[EvaluationRow],
+    answers: Sequence[Answer],
+    *,
+    folder: Path,
+    baseline: Sequence[Answer] | None = None,
+    judges: Mapping[str, Generate] | None = None,
+    checkpoint_id: str = "",
+    dataset_uri: str = "",
+    output_uri: str = "",
+    concurrency: int = 8,
+    pauses: tuple[float, ...] = PAUSES_SECONDS,
+) -> EvaluateDatasetRun:
+    """One run of the config's metrics over `answers` (of `rows`, in order), its files in `folder`. `baseline`: the
+    base model's answers; `judges`: who answers for each autorater model the config names, "" for none named.
+
+    Never raises what the user caused: that is in the run's `error`, since the job succeeds all the same.
+    """
+    run = EvaluateDatasetRun(checkpoint_id=checkpoint_id)
+    try:
+        planned = plan_metrics(config.metrics, config.autorater_config, row_fields=shared_fields(rows))
+        _check(planned, rows, answers, baseline, judges or {})
+        results = [
+            await score_rows(item, rows, answers, baseline, judges or {}, concurrency=concurrency, pauses=pauses)
+            for item in planned
+        ]
+        dataset = EvaluationDataset(gcs_source=GcsSource(uris=[dataset_uri])) if dataset_uri else None
+        output = AggregationOutput(dataset=dataset, aggregation_results=aggregation_results(results))
+        await asyncio.to_thread(write_results, folder, rows, answers, baseline, results, output)
+    except SartoError as error:
+        run.error = error.to_status()
+        return run
+    run.evaluate_dataset_response = EvaluateDatasetResponse(
+        aggregation_output=output, output_info=OutputInfo(gcs_output_directory=output_uri) if output_uri else None
+    )
+    run.error = _first_dead_metric(results)
+    return run
+
+
+async def score_rows(
+    planned: PlannedMetric,
+    rows: Sequence[EvaluationRow],
+    answers: Sequence[Answer],
+    baseline: Sequence[Answer] | None = None,
+    judges: Mapping[str, Generate] | None = None,
+    *,
+    concurrency: int = 8,
+    pauses: tuple[float, ...] = PAUSES_SECONDS,
+) -> MetricRows:
+    """One metric over all rows. Computing leaves the event loop free."""
+    if planned.judge is not None:
+        generate = (judges or {})[planned.judge.model]
+        judged = await judge_rows(
+            planned.judge, rows, answers, baseline, generate, concurrency=concurrency, pauses=pauses
+        )
+        return MetricRows(planned, judged)
+    assert planned.score is not None
+    return MetricRows(planned, await asyncio.to_thread(compute_rows, planned.score, rows, answers))
+
+
+def compute_rows(score: Score, rows: Sequence[EvaluationRow], answers: Sequence[Answer]) -> list[Judgement]:
+    """A computed metric over all rows; a row without answer, or that the metric cannot take, has an error."""
+    return [_compute(score, row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+def aggregation_results(results: Sequence[MetricRows]) -> list[AggregationResult]:
+    """Every aggregation of every metric, in the API's shape. Metrics without any scored row have none."""
+    found = []
+    for item in results:
+        for kind in item.metric.aggregations:
+            result = _aggregate(item, kind)
+            if result is not None:
+                found.append(result)
+    return found
+
+
+def write_results(
+    folder: Path,
+    rows: Sequence[EvaluationRow],
+    answers: Sequence[Answer],
+    baseline: Sequence[Answer] | None,
+    results: Sequence[MetricRows],
+    output: AggregationOutput,
+) -> None:
+    """Both files; the aggregate last, so that where it stands the rows are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ROW_FILE).open("wb") as file:
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            line = row_json(row, answer, baseline[index] if baseline else None)
+            line["results"] = {item.metric.key: judgement_json(item.results[index]) for item in results}
+            file.write(orjson.dumps(line) + b"\n")
+    summary = {
+        "dataset": output.dataset.to_json() if output.dataset else {},
+        "rows": len(rows),
+        "answered": sum(answer.error is None for answer in answers),
+        "metrics": [metric_json(item) for item in results],
+        "aggregationResults": [result.to_json() for result in output.aggregation_results],
+    }
+    (folder / AGGREGATION_FILE).write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+
+
+def row_json(row: EvaluationRow, answer: Answer, baseline: Answer | None = None) -> dict[str, Any]:
+    """What was asked and answered, without empty fields."""
+    line: dict[str, Any] = {"line": row.line, "prompt": row.prompt, "response": answer.text}
+    if row.fields.get("system_instruction"):
+        line["systemInstruction"] = row.fields["system_instruction"]
+    if row.reference is not None:
+        line["reference"] = row.reference
+    if baseline is not None:
+        line["baselineModelResponse"] = baseline.text
+    if answer.finish_reason:
+        line["finishReason"] = answer.finish_reason
+    if answer.error:
+        line["error"] = answer.error
+    return line
+
+
+def judgement_json(judgement: Judgement) -> dict[str, Any]:
+    """A row's result of one metric, without empty fields; raw words in the shape of CustomOutput."""
+    if judgement.error:
+        return {"error": judgement.error}
+    raw = {"rawOutputs": {"rawOutput": list(judgement.raw)}} if judgement.raw else None
+    repeated = judgement.samples if len(judgement.samples) > 1 else ()
+    found = {
+        "score": judgement.score,
+        "pairwiseChoice": judgement.choice,
+        "explanation": judgement.explanation,
+        "samples": list(repeated),
+        "agreement": agreement([repeated]),
+        "customOutput": raw,
+        "failedSamples": judgement.failed_samples,
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if value not in (None, "", []) and (name, value) != ("failedSamples", 0)
+    }
+
+
+def metric_json(item: MetricRows) -> dict[str, Any]:
+    """What a metric's numbers rest on: rows scored and failed; of a judge also how far its samples agree."""
+    found: dict[str, Any] = {
+        "metric": item.metric.key,
+        "title": item.metric.title,
+        "scored": len(item.scored),
+        "failed": len(item.results) - len(item.scored),
+    }
+    judge = item.metric.judge
+    if judge is None:
+        return found
+    samples = [result.samples for result in item.scored]
+    found |= {
+        "judge": judge.model,
+        "samplesPerRow": judge.samples,
+        "failedSamples": sum(result.failed_samples for result in item.results),
+        "agreement": agreement(samples),
+        "krippendorffAlpha": krippendorff_alpha(samples),
+        "note": JUDGE_NOTE,
+    }
+    if judge.is_pairwise:
+        choices = Counter(result.choice for result in item.scored)
+        found["choices"] = {choice.value: choices[choice] for choice in _CHOICES}
+        found["firstPlaceShare"] = first_place_share(item.scored, judge)
+    return found
+
+
+_CHOICES = (PairwiseChoice.CANDIDATE, PairwiseChoice.BASELINE, PairwiseChoice.TIE)
+
+
+def _check(
+    planned: Sequence[PlannedMetric],
+    rows: Sequence[EvaluationRow],
+    answers: Sequence[Answer],
+    baseline: Sequence[Answer] | None,
+    judges: Mapping[str, Generate],
+) -> None:
+    """What would make every row fail is said once, before any judge is asked."""
+    if not rows:
+        raise FailedPrecondition("the evaluation dataset has no usable row")
+    if len(answers) != len(rows) or (baseline is not None and len(baseline) != len(rows)):
+        raise Internal("there are not as many answers as rows")
+    if all(answer.error for answer in answers):
+        first = from_status(answers[0].error or {})
+        raise type(first)(f"the model answered no row; the first failure: {first.message}", first.details)
+    missing = sorted(judge_models(planned) - judges.keys())
+    if missing:
+        raise FailedPrecondition(f"no model answers for the autorater {', '.join(missing) or 'of the service'}")
+    if baseline is None and any(item.judge and needs_baseline(item.judge) for item in planned):
+        raise FailedPrecondition("a template asks for the base model's answer, and this evaluation has none")
+
+
+def _compute(score: Score, row: EvaluationRow, answer: Answer) -> Judgement:
+    if answer.error:
+        return Judgement(error=answer.error)
+    try:
+        return Judgement(score=score(answer.text, row.reference or ""))
+    except SartoError as error:
+        return Judgement(error=error.to_status())
+
+
+def _aggregate(item: MetricRows, kind: AggregationMetric) -> AggregationResult | None:
+    result = AggregationResult(aggregation_metric=kind)
+    field = item.metric.result_field
+    if field == "pairwise_metric_result":
+        choices = [judged.choice for judged in item.scored if judged.choice is not None]
+        if not choices:
+            return None
+        result.pairwise_metric_result = PairwiseMetricResult(pairwise_choice=choice_mode(choices))
+        return result
+    value = aggregate(kind, [judged.score for judged in item.scored if judged.score is not None])
+    if value is None:
+        return None
+    if field == "exact_match_metric_value":
+        result.exact_match_metric_value = ScoreValue(score=value)
+    elif field == "bleu_metric_value":
+        result.bleu_metric_value = ScoreValue(score=value)
+    elif field == "rouge_metric_value":
+        result.rouge_metric_value = ScoreValue(score=value)
+    else:
+        result.pointwise_metric_result = PointwiseMetricResult(score=value)
+    return result
+
+
+def _first_dead_metric(results: Sequence[MetricRows]) -> dict[str, Any] | None:
+    """The error of a metric that scored no row at all, an unreachable judge for example; the others still count."""
+    for item in results:
+        if not item.scored:
+            first = from_status(item.results[0].error or {})
+            message = f"{item.metric.key}: no row could be scored; the first failure: {first.message}"
+            return type(first)(message, first.details).to_status()
+    return None
