@@ -1,1 +1,3 @@
-""""""
+"""The few operations that decide speed. `plain` defines them in ordinary torch; `fused` has their own backward passes,
+`compiled` their element-wise parts from `kernels.cpp`; `choose` picks once per process.
+"""
