@@ -55,7 +55,7 @@ def main() -> int:
     for step in range(1, 2 * epochs + 1):
         epoch = (step + 1) // 2
         if step >= first:
-            time.sleep({"slow.jsonl": 3.0, "deaf.jsonl": 3.0}.get(name, 0.02))
+            time.sleep({"slow.jsonl": 1.0, "deaf.jsonl": 1.0}.get(name, 0.02))
             measured = {"step": step, "epoch": epoch, "loss": 2.0 / step, "accuracy": 0.5, "supervised_tokens": 9}
             say(
                 "step",

@@ -187,15 +187,10 @@ def _read(connection: Connection, rows: Iterable[AnyRow]) -> list[dict[str, Any]
     if not rows:
         return []
     project = rows[0].project
-    defaults = dict(
-        connection.execute(
-            sa.select(model.c.id, model.c.default_version).where(
-                model.c.project == project, model.c.id.in_({row.model for row in rows})
-            )
-        )
-        .tuples()
-        .all()
+    found_models = sa.select(model.c.id, model.c.default_version).where(
+        model.c.project == project, model.c.id.in_({row.model for row in rows})
     )
+    defaults = {found.id: found.default_version for found in connection.execute(found_models)}
     deployed: dict[str, list[dict[str, Any]]] = {}
     query = sa.select(endpoint).where(endpoint.c.project == project, endpoint.c.job.in_({row.job for row in rows}))
     for found in connection.execute(query.order_by(endpoint.c.id)):

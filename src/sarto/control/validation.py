@@ -274,7 +274,7 @@ def _check_output(job: TuningJob, source: _Source, faults: _Faults) -> None:
 def _check_parameters(spec: SupervisedTuningSpec, source: _Source | None, faults: _Faults) -> int:
     """Checks all hyper-parameters; gives the rank, 0 while it is not known."""
     if spec.tuning_mode is TuningMode.TUNING_MODE_FULL:
-        faults.refuse(f"{SPEC}.tuning_mode", "Only TUNING_MODE_PEFT_ADAPTER is built; full tuning is not.")
+        faults.refuse(f"{SPEC}.tuning_mode", "Full tuning is not built yet; use TUNING_MODE_PEFT_ADAPTER.")
     given = spec.hyper_parameters
     if given is None:
         return source.rank if source else 0

@@ -1,0 +1,114 @@
+"""What the control tests share: homes with a project and data, jobs, and supervisors over the stand-in run program."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sarto.catalog import DIGEST_FILE, Catalog
+from sarto.control import projects, tuning_jobs
+from sarto.control.auth import Principal
+from sarto.control.context import Control, Limits
+from sarto.control.executors import LocalExecutor, clean_environment
+from sarto.names import LocationName, ResourceName, parse_resource
+from sarto.schema.tuning_jobs import JobState, TuningJob
+from sarto.storage.buckets import Buckets
+from sarto.storage.database import Database
+from sarto.storage.migrations import upgrade
+
+PARENT = LocationName("demo", "us-central1")
+STAND_IN = Path(__file__).with_name("stand_in.py")
+ROWS = b"".join(
+    orjson.dumps(
+        {
+            "contents": [
+                {"role": "user", "parts": [{"text": f"question {i}"}]},
+                {"role": "model", "parts": [{"text": f"answer {i}"}]},
+            ]
+        }
+    )
+    + b"\n"
+    for i in range(20)
+)
+LIMITS = Limits(lease_seconds=2.0, retry_seconds=0.1)
+
+
+def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
+    """A control over a home that may exist already."""
+    database = Database.in_home(home, url)
+    upgrade(database)
+    return Control(database, Buckets(database, home), Catalog.load(models_folder=home / "models"), home, limits)
+
+
+def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
+    """A fresh control: project `demo`, bucket `data`, and folders in place of base weights."""
+    control = open_control(home, url, limits)
+    for weights in control.catalog.weights.values():
+        folder = control.catalog.folder(weights)
+        folder.mkdir(parents=True)
+        (folder / DIGEST_FILE).write_text(f"digest of {weights.id}")
+    with control.database.transaction() as connection:
+        project = projects.insert(connection, "demo", control.database.now(connection))
+    control.buckets.create_bucket(project.number, "data")
+    for name in ("train", "slow", "die-once", "die", "fault", "deaf"):
+        control.buckets.put_bytes("data", f"{name}.jsonl", ROWS)
+    return control
+
+
+def member(control: Control, project_id: str = "demo") -> Principal:
+    """An administrator of one project."""
+    found = projects.find(control.database, project_id)
+    assert found is not None
+    return Principal(f"ada@{project_id}.example", found.number, "roles/aiplatform.admin")
+
+
+def add_project(control: Control, project_id: str) -> Principal:
+    with control.database.transaction() as connection:
+        made = projects.insert(connection, project_id, control.database.now(connection))
+    control.buckets.create_bucket(made.number, f"data-{project_id}")
+    control.buckets.put_bytes(f"data-{project_id}", "train.jsonl", ROWS)
+    return member(control, project_id)
+
+
+def job_body(data: str = "train", **fields: Any) -> dict[str, Any]:
+    """A request body; `data` picks how the stand-in behaves."""
+    uri = data if "://" in data else f"gs://data/{data}.jsonl"
+    source = {} if "preTunedModel" in fields else {"baseModel": "gemini-2.0-flash-001"}
+    spec = {"trainingDatasetUri": uri, **fields.pop("spec", {})}
+    return {**source, "supervisedTuningSpec": spec, **fields}
+
+
+def create(control: Control, data: str = "train", project: str = "demo", **fields: Any) -> ResourceName:
+    parent = LocationName(project, fields.pop("location", PARENT.location))
+    job = TuningJob.read(job_body(data, **fields), "tuning_job")
+    return parse_resource(tuning_jobs.create(control, member(control, project), parent, job).name, "tuningJobs")
+
+
+def read(control: Control, name: ResourceName) -> dict[str, Any]:
+    return tuning_jobs.get(control, Principal("root", "", "roles/sarto.admin"), name)
+
+
+def state(control: Control, name: ResourceName) -> str:
+    return str(read(control, name)["state"]).removeprefix("JOB_STATE_")
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def wait_for_end(control: Control, name: ResourceName) -> dict[str, Any]:
+    wait_until(lambda: JobState(read(control, name)["state"]).is_final)
+    return read(control, name)
+
+
+def stand_in_executor() -> LocalExecutor:
+    return LocalExecutor(clean_environment(os.environ), (sys.executable, str(STAND_IN)))
