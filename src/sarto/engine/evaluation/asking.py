@@ -102,4 +102,7 @@ def _read_answer(line: int, response: GenerateContentResponse) -> Answer:
     candidate, usage = response.candidates[0], response.usage_metadata
     tokens = (usage.candidates_token_count or 0) if usage else 0
     reason = candidate.finish_reason.value if candidate.finish_reason else ""
-    return Answer(line, reply_text(candidate.content), None, reason, tokens)
+    try:
+        return Answer(line, reply_text(candidate.content), None, reason, tokens)
+    except TypeError:  # what JSON cannot say, a call nested without end for example
+        return Answer(line, error=Internal("the model's call cannot be written as JSON").to_status())

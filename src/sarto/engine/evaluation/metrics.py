@@ -22,6 +22,8 @@ Score = Callable[[str, str], float]
 """(prediction, reference) → number."""
 
 MISSING, TRUE, FALSE = object(), object(), object()
+MAX_DEPTH = 100
+"""Deepest nesting of JSON that is looked at."""
 _WORD = re.compile(r"\w+")
 
 
@@ -79,7 +81,7 @@ def read_json(text: str) -> Any:
     try:
         value = orjson.loads(text)
         _comparable(value)  # raises where lists stand in lists too deep to compare, as a failing model writes them
-    except (ValueError, RecursionError):
+    except ValueError:
         return MISSING
     return value
 
@@ -130,12 +132,14 @@ def _same(left: Any, right: Any) -> bool:
     return MISSING not in (left, right) and bool(_comparable(left) == _comparable(right))
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Any, depth: int = 0) -> Any:
     """The value with true and false as marks of their own, since Python takes them for 1 and 0."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deep")
     if isinstance(value, bool):
         return TRUE if value else FALSE
     if isinstance(value, list):
-        return [_comparable(inner) for inner in value]
+        return [_comparable(inner, depth + 1) for inner in value]
     if isinstance(value, dict):
-        return {key: _comparable(inner) for key, inner in value.items()}
+        return {key: _comparable(inner, depth + 1) for key, inner in value.items()}
     return value

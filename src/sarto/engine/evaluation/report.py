@@ -313,7 +313,7 @@ def _label_tables(kind: str, rows: Sequence[EvaluationRow], subject: System) -> 
     tables = []
     for name in dict.fromkeys(key for reference, _ in objects for key in reference):
         values = [
-            (_label(reference[name]), _label(answer.get(name)) if isinstance(answer, dict) else "")
+            (_label(reference[name]), _label(answer[name]) if isinstance(answer, dict) and name in answer else "")
             for reference, answer in objects
             if name in reference
         ]

@@ -24,6 +24,7 @@ from sarto.schema.generation import (
     Part,
     Tool,
 )
+from sarto.schema.turns import check_json
 
 FORMAT_KEYS = frozenset({
     "contents", "systemInstruction", "system_instruction", "tools", "generationConfig", "generation_config", "messages",
@@ -153,14 +154,13 @@ def _ends_with_question(row: dict[str, Any]) -> bool:
 
 
 def _reference(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json_text(value)
+    return value if value is None or isinstance(value, str) else _text_field("reference", value)
 
 
 def _text_field(name: str, value: object) -> str:
     if name in RESPONSE_FIELDS:
         raise RowFault(name, "an answer", "rows without answers", "rename the field; the models give the answers")
+    check_json(value, name)
     return value if isinstance(value, str) else json_text(value)
 
 
