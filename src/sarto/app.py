@@ -31,7 +31,7 @@ from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
 from sarto.serving.worker_client import WorkerGenerator
 from sarto.settings import Settings
-from sarto.storage import tables
+from sarto.storage import migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 
@@ -95,7 +95,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
     async with AsyncExitStack() as stack:
         database = Database.in_home(home, settings.database_url)
         stack.callback(database.close)
-        tables.metadata.create_all(database.engine)
+        migrations.upgrade(database)
         key_file = service_accounts.open_home(database, home, settings.project, address)
         buckets = Buckets(database, home)
         catalog = Catalog.load(home, settings.models_folder)
