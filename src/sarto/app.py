@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,6 +28,7 @@ from sarto.control.context import Control, Limits
 from sarto.control.executors import LocalExecutor, clean_environment
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
+from sarto.samples import install_samples
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
 from sarto.serving.worker_client import WorkerGenerator
@@ -34,6 +36,7 @@ from sarto.settings import Settings
 from sarto.storage import migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,9 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         migrations.upgrade(database)
         key_file = service_accounts.open_home(database, home, settings.project, address)
         buckets = Buckets(database, home)
+        buckets.sweep()
+        Uploads(buckets).sweep(time.time())
+        install_samples(buckets)
         catalog = Catalog.load(home, settings.models_folder)
         control = Control(database, buckets, catalog, home, _limits(settings))
         generator = WorkerGenerator(home / "logs", threads=settings.threads)

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sarto.errors import (
     AlreadyExists,
@@ -24,12 +22,10 @@ from sarto.errors import (
     SartoError,
 )
 from sarto.storage.buckets import Buckets, Conditions, ObjectFields
-from sarto.storage.database import Database
 from sarto.storage.objects import NoSuchBucket, check_bucket_name
-from sarto.storage.tables import meta, metadata
+from sarto.storage.tables import meta
 
 from .conftest import OWNER, STRANGER
-
 
 FIRST = Conditions(metageneration=1)
 
@@ -290,51 +286,6 @@ def test_sweep_removes_what_a_crash_left_and_nothing_else(buckets: Buckets) -> N
         assert running.path.exists()
     assert not orphan.exists()
     assert buckets.path(put).read_bytes() == b"kept"
-
-
-def folded(names: set[str], prefix: str, delimiter: str, start: str, end: str) -> list[str]:
-    """What a listing must give, by the plainest reading of the rules."""
-    given = []
-    for name in sorted(names):
-        if not name.startswith(prefix) or name < start or (end and name >= end):
-            continue
-        at = name.find(delimiter, len(prefix)) if delimiter else -1
-        entry = name if at < 0 else name[: at + len(delimiter)] + "→"
-        if entry not in given:
-            given.append(entry)
-    return given
-
-
-NAMES = st.text(st.sampled_from(["a", "b", "/", ".", "\ud7ff", "\ue000", "\U0010ffff"]), min_size=1, max_size=5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), names=st.sets(NAMES.filter(lambda n: n not in (".", "..")), max_size=14))
-def test_pages_of_a_listing_give_every_name_or_prefix_once(
-    data: st.DataObject, names: set[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    home = tmp_path_factory.mktemp("home")
-    database = Database(f"sqlite:///{home}/sarto.db")
-    metadata.create_all(database.engine)
-    buckets = Buckets(database, home)
-    buckets.create_bucket(OWNER, "data")
-    for name in names:
-        buckets.put_bytes("data", name, b"")
-    for _ in range(8):
-        prefix, start, end = (data.draw(st.one_of(st.just(""), NAMES)) for _ in range(3))
-        delimiter = data.draw(st.sampled_from(["", "/", "b", "/."]))
-        limit = data.draw(st.integers(1, 4))
-        entries, token = [], ""
-        while True:
-            page = buckets.list("data", prefix, delimiter, start, limit, end=end, page_token=token)
-            assert len(page.objects) + len(page.prefixes) <= limit
-            entries += sorted([o.name for o in page.objects] + [p + "→" for p in page.prefixes])
-            token = page.next_token
-            if not token:
-                break
-        assert sorted(entries) == sorted(folded(names, prefix, delimiter, start, end))
-        assert len(entries) == len(set(entries))
-    database.close()
 
 
 def test_a_page_token_of_someone_else_is_refused(buckets: Buckets) -> None:
