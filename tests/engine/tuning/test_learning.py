@@ -22,15 +22,8 @@ from tests.engine.tuning.conftest import make_parameters, make_rows, make_spec
 def run(session: Session, spec: RunSpec) -> tuple[Keeper, list[Progress]]:
     folder = Path(spec.run_folder)
     folder.mkdir(exist_ok=True)
-    keeper = Keeper(
-        folder,
-        Path(spec.resume_folder) if spec.resume_folder else None,
-        attempt=spec.epoch,
-        fingerprint=session.fingerprint(),
-        resume_seconds=spec.resume_seconds,
-        base_name=spec.base.name,
-    )
-    journal = Journal(folder, keeper.history)
+    keeper = Keeper(folder, None, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)
+    journal = Journal(folder, None)
     try:
         session.tune(journal, keeper)
     finally:
@@ -121,7 +114,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_step_and_lines(tiny: Base
 def test_a_damaged_adapter_is_never_read(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(epoch_count=1), make_rows(8), None)
-    keeper = Keeper(tmp_path, None, attempt=1, fingerprint="", resume_seconds=1, base_name="tiny")
+    keeper = Keeper(tmp_path, None, "", 1.0, base_name="tiny")
     session.adapter.values[5] = float("nan")
     with pytest.raises(InvalidArgument, match="not finite"):
         keeper.export(session.adapter, 1, 1, None)

@@ -17,9 +17,13 @@ from sarto.schema.runs import CheckpointRecord, EvalMetrics, Progress, StepMetri
 class Journal:
     def __init__(self, run_folder: Path, history: Path | None) -> None:
         """`history`: this attempt's own file in the resume folder."""
+        self.history = history
         self._progress = (run_folder / "progress.jsonl").open("a")
         self._events = EventFile(run_folder / "tensorboard", time.time())
-        self._history: IO[bytes] | None = history.open("ab") if history else None
+        self._history: IO[bytes] | None = None
+        if history is not None:
+            history.parent.mkdir(parents=True, exist_ok=True)
+            self._history = history.open("wb")
 
     def close(self) -> None:
         self._progress.close()

@@ -24,22 +24,16 @@ class Keeper:
         self,
         run_folder: Path,
         resume_folder: Path | None,
-        *,
-        attempt: int,
         fingerprint: str,
         resume_seconds: float,
+        *,
         base_name: str,
     ) -> None:
         self.run_folder, self.resume_folder = run_folder, resume_folder
         self.fingerprint, self.resume_seconds, self.base_name = fingerprint, resume_seconds, base_name
         self.checkpoints: list[CheckpointRecord] = []
         self.evaluations: list[EvalMetrics] = []
-        self.history: Path | None = None
         self._saved_at = time.monotonic()
-        if resume_folder is not None:
-            resume_folder.mkdir(parents=True, exist_ok=True)
-            self.history = resume_folder / f"history-{attempt}.jsonl"
-            self.history.unlink(missing_ok=True)
 
     def resume(self, trainer: Trainer, journal: Journal) -> None:
         """Continue where an earlier attempt stopped, if it left a point that belongs to this very run."""
@@ -84,7 +78,7 @@ class Keeper:
 
     def save_if_due(self, trainer: Trainer, journal: Journal) -> None:
         """Call between steps only: a point holds whole steps with all that belongs to them."""
-        if self.resume_folder is None or self.history is None:
+        if self.resume_folder is None or journal.history is None:
             return
         if time.monotonic() - self._saved_at < self.resume_seconds:
             return
@@ -92,7 +86,7 @@ class Keeper:
             fingerprint=self.fingerprint,
             completed=trainer.completed,
             memory=trainer.memory,
-            history_file=self.history.name,
+            history_file=journal.history.name,
             history_bytes=journal.history_bytes,
             checkpoints=self.checkpoints,
             evaluations=self.evaluations,

@@ -118,7 +118,7 @@ class Session:
         tune(trainer, validation, milestones, journal, keeper, meter)
 
     def fingerprint(self) -> str:
-        """Of everything that decides the numbers of this run, but for the memory plan: a resumed run keeps the first."""
+        """Of all that decides the numbers of this run but for the memory plan: a resumed run keeps the first one."""
         spec = self.spec
         return fingerprint(
             {

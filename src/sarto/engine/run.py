@@ -1,0 +1,178 @@
+"""A whole tuning run, from a folder with `spec.json` to the same folder with `result.json`.
+
+`python -m sarto.engine.run FOLDER/spec.json` ends with 0 when a result was written, also for a fault of the user's data
+or request, which is the result's `error`; any other code is a fault of the machinery, and the run may be tried again.
+It stops at once when it is told to (SIGTERM) or when whoever started it is gone (end of standard input): everything it
+writes is whole at every moment. Knows no HTTP, users or database.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sarto.engine.data.batches import Tokenized
+from sarto.engine.data.render import render
+from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.tuning.journal import Journal
+from sarto.engine.tuning.keeper import Keeper
+from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
+from sarto.engine.tuning.session import Rows, Session
+from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
+from sarto.schema.examples import RowFault, parse_line
+from sarto.schema.runs import ChosenParameters, DatasetRef, DataStats, Distribution, RunResult, RunSpec
+
+logger = logging.getLogger(__name__)
+USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
+"""Trying the same run again would end the same way."""
+STOPPED = 143
+RESULT_FILE, REPORT_FILE = "result.json", "data_report.json"
+
+
+def main(arguments: list[str]) -> int:
+    spec = RunSpec.model_validate_json(Path(arguments[0]).read_bytes())
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    _keep_pages()
+    torch.set_num_threads(spec.threads)
+    started = time.monotonic()
+    try:
+        result = run(spec)
+    except USER_FAULTS as error:
+        logger.info("run refused", extra={"job": spec.job, "fault": error.message})
+        result = RunResult(error=error.to_status())
+    seconds = time.monotonic() - started
+    result = result.model_copy(update={"peak_memory_bytes": peak_memory_bytes(), "wall_seconds": round(seconds, 3)})
+    _write_whole(Path(spec.run_folder) / RESULT_FILE, result.model_dump_json(indent=1))
+    return 0
+
+
+def run(spec: RunSpec) -> RunResult:
+    """Prepare the data, tune, keep the checkpoints. Raises one of USER_FAULTS for what the user can mend."""
+    folder = Path(spec.run_folder)
+    resume = Path(spec.resume_folder) if spec.resume_folder else None
+    journal = Journal(folder, resume / f"history-{spec.epoch}.jsonl" if resume else None)
+    try:
+        journal.say("phase", phase="PROCESSING_DATASET")
+        tokenizer = ChatTokenizer.load(Path(spec.base.folder))
+        training = _read_rows(spec.training_dataset, tokenizer, spec)
+        validation = _read_rows(spec.validation_dataset, tokenizer, spec) if spec.validation_dataset else None
+        parameters = _choose(spec, training)
+        stats = _stats(training, parameters)
+        journal.say("data", data=stats)
+        session = Session(spec, parameters, training, validation)
+        journal.say("parameters", parameters=session.parameters)
+        journal.say("phase", phase="TUNING")
+        keeper = Keeper(folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)
+        session.tune(journal, keeper)
+        journal.say("phase", phase="POST_PROCESSING")
+        best, reason = best_checkpoint(keeper.checkpoints)
+        return RunResult(
+            checkpoints=keeper.checkpoints,
+            best_checkpoint_id=best,
+            best_reason=reason,
+            data=stats,
+            parameters=session.parameters,
+        )
+    finally:
+        journal.close()
+
+
+class _Memory:
+    def __init__(self, rows: list[Tokenized]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tokens(self, index: int) -> np.ndarray:
+        return self.rows[index].tokens
+
+    def loss_mask(self, index: int) -> np.ndarray:
+        return self.rows[index].loss_mask
+
+    def line(self, index: int) -> int:
+        return self.rows[index].line
+
+
+def _read_rows(dataset: DatasetRef, tokenizer: ChatTokenizer, spec: RunSpec) -> Rows:
+    found = []
+    for number, raw in enumerate(Path(dataset.path).read_bytes().splitlines(), 1):
+        try:
+            for rendered in render(parse_line(raw, number, data_format=spec.data_format), tokenizer):
+                tokens, mask = np.array(rendered.tokens, np.uint32), np.array(rendered.loss_mask, np.bool_)
+                if len(tokens) <= spec.max_tokens_per_example:
+                    found.append(Tokenized(tokens, mask, number))
+        except RowFault as error:
+            raise InvalidArgument(f"{dataset.uri}: {error}") from None
+    if not found:
+        raise InvalidArgument(f"{dataset.uri} has no rows to learn from")
+    return Rows(_Memory(found), np.array([len(row.tokens) for row in found]), dataset.digest or dataset.path)
+
+
+def _choose(spec: RunSpec, training: Rows) -> ChosenParameters:
+    given, count = spec.parameters, len(training.examples)
+    epochs, batch = given.epoch_count or 4, given.batch_size or 8
+    steps = epochs * -(-count // batch)
+    return ChosenParameters(
+        rank=given.rank, alpha=given.alpha, epoch_count=epochs, batch_size=batch,
+        learning_rate=(given.learning_rate or 5e-4) * given.learning_rate_multiplier,
+        warmup_steps=max(1, round(given.warmup_fraction * steps)), total_steps=steps, precision="", device="",
+        threads=spec.threads, reasons={},
+    )  # fmt: skip
+
+
+def _stats(training: Rows, parameters: ChosenParameters) -> DataStats:
+    lengths = training.lengths
+    whole = Distribution(
+        sum=int(lengths.sum()), min=float(lengths.min()), max=float(lengths.max()), mean=float(lengths.mean()),
+        median=float(np.median(lengths)), p5=float(np.percentile(lengths, 5)), p95=float(np.percentile(lengths, 95)),
+        buckets=[],
+    )  # fmt: skip
+    return DataStats(
+        example_count=len(lengths), dropped_count=0, dropped_indices=[], dropped_reasons=[], character_count=0,
+        token_count=whole.sum, input_tokens=whole, output_tokens=whole, messages=whole, sample_contents=[],
+        step_count=parameters.total_steps,
+    )  # fmt: skip
+
+
+def _watch_parent() -> None:
+    """Standard input is a pipe that only the parent holds open."""
+    while os.read(0, 1):
+        pass
+    os._exit(STOPPED)
+
+
+def _keep_pages() -> None:
+    """Tell glibc to keep what is freed, so that no step has to have its pages given to it again. Elsewhere nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    for option, size in ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
+        library.mallopt(option, size)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
