@@ -55,7 +55,9 @@ async def count_tokens(request: Request) -> Reply:
 async def compute_tokens(request: Request) -> Reply:
     payload = await read_json(request)
     _, target = await _target(request)
-    return reply(await services(request).generator.inspect(target, "compute_tokens", payload))
+    found = await services(request).generator.inspect(target, "compute_tokens", payload)
+    ids = [str(token) for token in found["tokenIds"]]
+    return reply({"tokensInfo": [{"tokens": found["tokens"], "tokenIds": ids, "role": "user"}]})
 
 
 async def predict(request: Request) -> Reply:

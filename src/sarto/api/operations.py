@@ -1,4 +1,4 @@
-"""Long-running operations. Ours are done when they are answered; clients poll them all the same."""
+"""Long-running operations, of a location or of one resource in it. Also under `/ui/`, where the REST client polls."""
 
 from __future__ import annotations
 
@@ -6,12 +6,43 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sarto.api.http import resource_name
-from sarto.names import new_id
+from sarto.api.http import Reply, in_control, listing, page, read_body, read_json, reply, resource_name
+from sarto.control import operations
+from sarto.errors import InvalidArgument
 
-EMPTY = {"@type": "type.googleapis.com/google.protobuf.Empty"}
+
+async def get(request: Request) -> Reply:
+    return reply(await in_control(request, operations.get, resource_name(request)))
 
 
-def deleted(request: Request) -> dict[str, Any]:
-    """The operation of a delete that has happened."""
-    return {"name": f"{resource_name(request)}/operations/{new_id()}", "done": True, "response": EMPTY}
+async def list_(request: Request) -> Reply:
+    about = resource_name(request).removesuffix("/operations")
+    return listing("operations", await in_control(request, operations.list_, about, *page(request)))
+
+
+async def wait(request: Request) -> Reply:
+    """The operation once it is done, or as it is after `timeout` ("30s") of the body."""
+    seconds = _seconds(await read_json(request))
+    return reply(await in_control(request, operations.wait, resource_name(request), seconds))
+
+
+async def cancel(request: Request) -> Reply:
+    await read_body(request)
+    await in_control(request, operations.cancel, resource_name(request))
+    return reply({})
+
+
+async def delete(request: Request) -> Reply:
+    await in_control(request, operations.delete, resource_name(request))
+    return reply({})
+
+
+def _seconds(body: Any) -> float:
+    """A duration in Google's JSON form. Raises InvalidArgument."""
+    text = body.get("timeout", "0s") if isinstance(body, dict) else None
+    try:
+        assert isinstance(text, str) and text.endswith("s")
+        seconds = float(text[:-1])
+    except (AssertionError, ValueError):
+        raise InvalidArgument.field("timeout", f'{text!r} is not a duration such as "30s".') from None
+    return max(0.0, min(seconds, 3600.0))

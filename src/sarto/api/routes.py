@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from sarto.api import (
     batch_predictions,
+    endpoints,
+    experiments,
     gcs,
     generation,
     meta,
+    models,
+    operations,
     projects,
     publisher_models,
     tokens,
@@ -25,7 +29,8 @@ from sarto.schema.generation import (
     GenerateContentRequest,
     GenerateContentResponse,
 )
-from sarto.schema.tuning_jobs import ListTuningJobsResponse, TuningJob
+from sarto.schema.models import Endpoint, Model
+from sarto.schema.tuning_jobs import ListTuningJobsResponse, RebaseTunedModelRequest, TuningJob
 
 LOCATION = "/{api}/projects/{project}/locations/{location}"
 JOB = f"{LOCATION}/tuningJobs/{{job}}"
@@ -78,8 +83,116 @@ TUNING = [
         "Cancel a tuning job; no change when it has ended", {"type": "object"},
     ),
     Route(
+        "POST", f"{LOCATION}/tuningJobs:rebaseTunedModel", tuning_jobs.rebase, "aiplatform.tuningJobs.create",
+        "Tune again on another base model, with the recorded data", RebaseTunedModelRequest,
+    ),
+    Route(
         "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
         "What happened to a job, oldest first", query=PAGE,
+    ),
+]  # fmt: skip
+REGISTRY = [
+    Route(
+        "GET", f"{LOCATION}/models", models.list_, "aiplatform.models.list", "List tuned models, newest first",
+        response=models.ListModelsResponse, query=LIST,
+    ),
+    Route("GET", MODEL, models.get, "aiplatform.models.get", "Get a model, or a version after @", response=Model),
+    Route(
+        "PATCH", MODEL, models.update, "aiplatform.models.update",
+        "Change display name, description, labels or default checkpoint", Model, Model, ("update_mask",),
+    ),
+    Route("DELETE", MODEL, models.delete, "aiplatform.models.delete", "Delete a model with its versions and endpoints"),
+    Route(
+        "GET", f"{MODEL}:listVersions", models.list_versions, "aiplatform.models.get", "List a model's versions",
+        response=models.ListModelsResponse, query=LIST,
+    ),
+    Route("DELETE", f"{MODEL}:deleteVersion", models.delete_version, "aiplatform.models.delete", "Delete a version"),
+    Route(
+        "POST", f"{MODEL}:mergeVersionAliases", models.merge_version_aliases, "aiplatform.models.update",
+        "Give a version aliases, or take them", models.MergeVersionAliasesRequest, Model,
+    ),
+    Route(
+        "GET", f"{LOCATION}/endpoints", endpoints.list_, "aiplatform.endpoints.list", "List endpoints, newest first",
+        response=endpoints.ListEndpointsResponse, query=LIST,
+    ),
+    Route("GET", ENDPOINT, endpoints.get, "aiplatform.endpoints.get", "Get an endpoint", response=Endpoint),
+    Route(
+        "DELETE", ENDPOINT, endpoints.delete, "aiplatform.endpoints.delete",
+        "Delete an endpoint on which nothing is deployed",
+    ),
+    Route(
+        "POST", f"{ENDPOINT}:undeployModel", endpoints.undeploy_model, "aiplatform.endpoints.undeploy",
+        "Take the model off an endpoint", endpoints.UndeployModelRequest,
+    ),
+]  # fmt: skip
+OPERATIONS = [
+    route
+    for about in (LOCATION, JOB, MODEL, ENDPOINT, f"{LOCATION}/batchPredictionJobs/{{job}}")
+    for route in (
+        Route(
+            "GET", f"{about}/operations", operations.list_, "aiplatform.operations.list", "List operations",
+            query=(*PAGE, "filter"),
+        ),
+        Route(
+            "GET", f"{about}/operations/{{operation}}", operations.get, "aiplatform.operations.get",
+            "Get an operation",
+        ),
+        Route(
+            "DELETE", f"{about}/operations/{{operation}}", operations.delete, "aiplatform.operations.delete",
+            "Forget an operation",
+        ),
+        Route(
+            "POST", f"{about}/operations/{{operation}}:wait", operations.wait, "aiplatform.operations.get",
+            "Wait until an operation is done", {"type": "object"},
+        ),
+        Route(
+            "POST", f"{about}/operations/{{operation}}:cancel", operations.cancel, "aiplatform.operations.cancel",
+            "Cancel an operation; no change when it is done", {"type": "object"},
+        ),
+    )
+]  # fmt: skip
+STORE = f"{LOCATION}/metadataStores/{{store}}"
+BOARD = f"{LOCATION}/tensorboards/{{tensorboard}}"
+RUN = f"{BOARD}/experiments/{{experiment}}/runs/{{run}}"
+EXPERIMENTS = [
+    Route("GET", STORE, experiments.get_store, SIGNED_IN, "Get the metadata store"),
+    Route(
+        "GET", f"{STORE}/contexts", experiments.list_contexts, "aiplatform.contexts.list",
+        "List experiments and their runs", query=LIST,
+    ),
+    Route(
+        "GET", f"{STORE}/contexts/{{context}}", experiments.get_context, "aiplatform.contexts.get",
+        "Get an experiment or its run",
+    ),
+    Route(
+        "GET", f"{STORE}/executions", experiments.list_executions, "aiplatform.executions.list", "List executions",
+        query=LIST,
+    ),
+    Route(
+        "GET", f"{STORE}/artifacts/{{artifact}}", experiments.get_artifact, "aiplatform.artifacts.get",
+        "Get the artifact that leads to a TensorBoard run",
+    ),
+    Route("GET", BOARD, experiments.get_tensorboard, "aiplatform.tensorboards.get", "Get the project's TensorBoard"),
+    Route(
+        "GET", f"{BOARD}:batchRead", experiments.batch_read, "aiplatform.tensorboardTimeSeries.read",
+        "Read several time series", query=("time_series",),
+    ),
+    Route(
+        "GET", f"{BOARD}/experiments/{{experiment}}", experiments.get_experiment,
+        "aiplatform.tensorboardExperiments.get", "Get a TensorBoard experiment",
+    ),
+    Route("GET", RUN, experiments.get_run, "aiplatform.tensorboardRuns.get", "Get a TensorBoard run"),
+    Route(
+        "GET", f"{RUN}/timeSeries", experiments.list_time_series, "aiplatform.tensorboardTimeSeries.list",
+        "List the metrics of a run", query=LIST,
+    ),
+    Route(
+        "GET", f"{RUN}/timeSeries/{{series}}", experiments.get_time_series, "aiplatform.tensorboardTimeSeries.get",
+        "Get a metric of a run",
+    ),
+    Route(
+        "GET", f"{RUN}/timeSeries/{{series}}:read", experiments.read_time_series,
+        "aiplatform.tensorboardTimeSeries.read", "Every point of a metric", query=("max_data_points", "filter"),
     ),
 ]  # fmt: skip
 GENERATION = [
@@ -156,5 +269,6 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO, *TUNING, *GENERATION, *PUBLISHERS, *BATCHES, *TRANSLATION, *gcs.ROUTES,
+    *ABOUT, *WHO, *TUNING, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES, *TRANSLATION,
+    *gcs.ROUTES,
 ]  # fmt: skip

@@ -18,9 +18,10 @@ from sarto.api.http import (
     resource_name,
 )
 from sarto.control import events, tuning_jobs
+from sarto.control import rebase as rebase_
 from sarto.errors import InvalidArgument
 from sarto.names import parse_resource
-from sarto.schema.tuning_jobs import TuningJob
+from sarto.schema.tuning_jobs import RebaseTunedModelRequest, TuningJob
 
 JOBS = "tuningJobs"
 
@@ -49,6 +50,12 @@ async def cancel(request: Request) -> Reply:
 async def delete(request: Request) -> Reply:
     await in_control(request, tuning_jobs.delete, named(request, JOBS))
     return reply({})
+
+
+async def rebase(request: Request) -> Reply:
+    """Tunes once more, on another base model; answers an operation that is done and holds the new job."""
+    asked = await read_message(request, RebaseTunedModelRequest)
+    return reply(await in_control(request, rebase_.rebase, parent(request), asked))
 
 
 async def list_events(request: Request) -> Reply:

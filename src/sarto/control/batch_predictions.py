@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic.alias_generators import to_camel
 from sqlalchemy.engine import Connection
 
-from sarto.control import filters, iam, paging, resolution
+from sarto.control import filters, iam, operations, paging, resolution
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
@@ -102,14 +102,22 @@ def cancel(control: Control, principal: Principal, name: ResourceName) -> None:
             write(connection, row, now, JobState.JOB_STATE_CANCELLING, {})
 
 
-def delete(control: Control, principal: Principal, name: ResourceName) -> None:
-    """Remove an ended job's record; its predictions stay. Raises NotFound, FailedPrecondition."""
+def delete(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
+    """Remove an ended job's record; its predictions stay. Gives a done operation. Raises FailedPrecondition."""
     project = iam.require(control.database, principal, "aiplatform.batchPredictionJobs.delete", name.project).number
     with control.database.transaction() as connection:
         row = _find(connection, project, name)
         if JobState(row.state) not in FINAL_STATES:
             raise FailedPrecondition(f"{name} is {row.state}; cancel it, and delete it when it has ended.")
         connection.execute(table.delete().where(table.c.project == project, table.c.id == name.id))
+        return operations.done(
+            connection,
+            LocationName(project, row.location),
+            f"{JOBS}/{row.id}",
+            "DeleteOperationMetadata",
+            {"@type": operations.EMPTY},
+            control.database.now(connection),
+        )
 
 
 def write(connection: Connection, row: AnyRow, now: float, state: JobState, changes: dict[str, Any]) -> bool:

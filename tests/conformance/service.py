@@ -1,0 +1,131 @@
+"""The real service as a child process over the tiny base, for the tuning conformance tests: no mocks, a real port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from google.oauth2 import service_account
+
+from tests.tiny import make_tiny_base
+
+SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+CATALOG = """
+[[weights]]
+id = "tiny"
+title = "Tiny"
+family = "llama"
+license = "none"
+context = 2048
+learning_rate = 1e-2
+
+[[model]]
+names = ["gemini-2.0-flash-001", "gemini-2.5-flash", "gemini-2.5-flash-lite"]
+weights = "tiny"
+adapter_sizes = [1, 2, 4, 8]
+default_adapter_size = 4
+
+[[model]]
+names = ["translation-llm-002"]
+kind = "translation"
+weights = "tiny"
+adapter_sizes = [4]
+default_adapter_size = 4
+
+[[model]]
+names = ["qwen/qwen3@qwen3-0.6b"]
+kind = "open"
+weights = "tiny"
+adapter_sizes = [1, 2, 4, 8, 16]
+default_adapter_size = 16
+"""
+MAIN = "from sarto.cli import main; main()"
+ANSWERS = ["yes", "no", "maybe", "never"]
+
+
+class Service:
+    """`sarto serve` on a home whose model names all point at the tiny base."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "catalog.toml").write_text(CATALOG)
+        make_tiny_base(home / "models" / "tiny")
+        self.key_file = home / "credentials" / "admin.json"
+        self.address = ""
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str, **environment: str) -> None:
+        command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--home", str(self.home), *options]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "SARTO_MODELS_FOLDER": str(self.home / "models")}
+        environ |= {"SARTO_METADATA_SERVER": "true", "SARTO_THREADS": "1", **environment}
+        self._child = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (self.home / "address").exists():
+            assert self._child.poll() is None and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.02)  # the file is what scripts wait for
+        self.address = (self.home / "address").read_text().strip()
+
+    def stop(self) -> int:
+        assert self._child is not None
+        self._child.send_signal(signal.SIGINT)
+        return self._child.wait(20)
+
+    @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return dict(json.loads(self.key_file.read_bytes()))
+
+    def credentials(self) -> service_account.Credentials:
+        """The administrator's key, as every Google client reads it."""
+        return service_account.Credentials.from_service_account_file(str(self.key_file), scopes=SCOPES)
+
+    def token(self) -> str:
+        from google.auth.transport.requests import Request
+
+        credentials = self.credentials()
+        credentials.refresh(Request())
+        return str(credentials.token)
+
+    def http(self) -> httpx.Client:
+        """A plain HTTP client that holds a token."""
+        return httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.token()}"}, timeout=60)
+
+
+def training_rows(count: int = 12) -> bytes:
+    """Short questions with one-word answers, in the documented format."""
+    rows = []
+    for i in range(count):
+        question = {"role": "user", "parts": [{"text": f"q{i}"}]}
+        rows.append({"contents": [question, {"role": "model", "parts": [{"text": ANSWERS[i % len(ANSWERS)]}]}]})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def upload(http: httpx.Client, bucket: str, name: str, content: bytes) -> str:
+    """Store an object through the storage API, making the bucket if need be; gives its URI."""
+    if http.get(f"/storage/v1/b/{bucket}").status_code == 404:
+        http.post("/storage/v1/b", params={"project": "demo"}, json={"name": bucket}).raise_for_status()
+    answer = http.post(
+        f"/upload/storage/v1/b/{bucket}/o", params={"uploadType": "media", "name": name}, content=content
+    )
+    answer.raise_for_status()
+    return f"gs://{bucket}/{name}"
+
+
+def wait_for(read: Any, seconds: float = 60.0) -> Any:
+    """What `read` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := read()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)  # polling is the client's way
+    return found
