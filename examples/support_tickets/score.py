@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-FIELDS = ("desk", "line", "urgency", "order", "lang")
+FIELDS = ("lang", "order", "product", "topic", "urgency")
 
 
 @dataclass(frozen=True)

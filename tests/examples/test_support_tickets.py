@@ -16,10 +16,10 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "examples" / "support_tickets"
 SIZES = {"train": 220, "validation": 40, "test": 40}
 VALUES: dict[str, set[Any]] = {
-    "desk": {"RTN", "FIX", "SHP", "BIL", "ACC", "ASK"},
-    "line": {"kitchen", "garden", "bike", "audio", "net", "none"},
-    "urgency": {1, 2, 3},
     "lang": {"en", "de", "it", "es"},
+    "product": {"kitchen", "garden", "bike", "audio", "net", "none"},
+    "topic": {"return", "repair", "delivery", "billing", "account", "question"},
+    "urgency": {"danger", "soon", "normal"},
 }
 
 
@@ -59,7 +59,7 @@ def test_every_row_is_a_ticket_and_a_record_under_one_system_instruction(split: 
         assert row["systemInstruction"] == system
         assert [turn["role"] for turn in row["contents"]] == ["user", "model"]
         fields = record(row)
-        assert list(fields) == ["desk", "line", "urgency", "order", "lang"]
+        assert list(fields) == ["lang", "order", "product", "topic", "urgency"]
         for field, values in VALUES.items():
             assert fields[field] in values, fields
 
@@ -100,7 +100,7 @@ def test_danger_words_and_urgency_agree() -> None:
     for split in SIZES:
         for row in rows(split):
             if danger.search(ticket(row)):
-                assert record(row)["urgency"] == 3 or "no spark" in ticket(row), ticket(row)
+                assert record(row)["urgency"] == "danger" or "no spark" in ticket(row), ticket(row)
 
 
 def test_the_right_answers_score_one_and_a_chatty_one_scores_nothing(scoring: ModuleType) -> None:
@@ -112,13 +112,13 @@ def test_the_right_answers_score_one_and_a_chatty_one_scores_nothing(scoring: Mo
 
 
 def test_one_wrong_field_costs_a_fifth_of_the_fields_and_the_whole_record(scoring: ModuleType) -> None:
-    wanted = {"desk": "FIX", "line": "bike", "urgency": 1, "order": "12345", "lang": "en"}
+    wanted = {"lang": "en", "order": "12345", "product": "bike", "topic": "repair", "urgency": "normal"}
     other = scoring.score([json.dumps(wanted | {"order": "12346"})], [wanted])
     assert (other.valid, other.fields, other.whole) == (1.0, 0.8, 0.0)
     assert other.by_field["order"] == 0.0
 
 
-def test_true_is_not_the_number_one(scoring: ModuleType) -> None:
-    wanted = {"desk": "FIX", "line": "bike", "urgency": 1, "order": None, "lang": "en"}
-    assert scoring.score([json.dumps(wanted | {"urgency": True})], [wanted]).by_field["urgency"] == 0.0
+def test_null_is_not_the_word(scoring: ModuleType) -> None:
+    wanted = {"lang": "en", "order": None, "product": "bike", "topic": "repair", "urgency": "normal"}
+    assert scoring.score([json.dumps(wanted)], [wanted]).whole == 1.0
     assert scoring.score([json.dumps(wanted | {"order": "null"})], [wanted]).by_field["order"] == 0.0

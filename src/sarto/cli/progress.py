@@ -74,12 +74,15 @@ def read(job: dict[str, Any]) -> Moment:
     )
 
 
-def watch(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+def watch(
+    read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float = POLL_SECONDS
+) -> dict[str, Any]:
     """Follow a job until it ends and return it as it ended. The caller's `read_job` fetches the resource."""
-    return _watch_bar(read_job, console) if console.is_terminal else _watch_lines(read_job, console)
+    follow = _watch_bar if console.is_terminal else _watch_lines
+    return follow(read_job, console, poll_seconds)
 
 
-def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float) -> dict[str, Any]:
     columns = (
         TextColumn("  {task.description:<20}"),
         BarColumn(28),
@@ -95,10 +98,10 @@ def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console) -> dict
             bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=now.facts)
             if now.is_final:
                 return job
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_seconds)
 
 
-def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float) -> dict[str, Any]:
     """A line when the phase changes, and one each ten percent."""
     shown: tuple[str, int] | None = None
     while True:
@@ -111,4 +114,4 @@ def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console) -> di
             shown = place
         if now.is_final:
             return job
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)
