@@ -331,6 +331,11 @@ def test_session_rules(http: httpx.Client, server: Server) -> None:
     assert send(one, b"0123", "bytes 0-3/4") == 404
     assert http.put(begin(), content=b"all at once").json()["size"] == "11"
     assert send(begin(), b"", "bytes */0") == 200
+    open_ended = {total: begin() for total in ("*", "8", "9", "7")}
+    answers = [send(one, b"open end", f"bytes 0-*/{total}") for total, one in open_ended.items()]
+    assert answers == [200, 200, 308, 400]
+    for one in (open_ended["9"], open_ended["7"]):
+        http.delete(one)
     assert http.put(f"{UP}?uploadType=resumable&upload_id=none", content=b"x").status_code == 404
     assert http.post(f"{UP}?uploadType=sideways&name=x", content=b"x").status_code == 400
     assert not leftovers(server)
@@ -402,6 +407,9 @@ def test_xml_listing_and_conditions(http: httpx.Client) -> None:
     assert http.get("/raw/xml/f", headers={"If-Match": '"other"'}).status_code == 412
     assert http.put("/raw/xml/f", content=b"y", headers={"If-None-Match": "*"}).status_code == 412
     assert http.request("HEAD", "/raw").status_code == 200
+    for subresource in ("acl", "compose", "tagging", "versioning"):
+        assert http.put(f"/raw/xml/f?{subresource}", content=b"<x/>").status_code == 501
+    assert http.get("/raw/xml/f").content == b"x"
 
 
 def test_xml_multipart_rules(http: httpx.Client, server: Server) -> None:

@@ -8,13 +8,21 @@ import pytest
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.tables import metadata
+from tests.control.conftest import postgres, postgres_url
+
+__all__ = ["postgres", "postgres_url"]
 
 OWNER, STRANGER = "101", "202"
 
 
+ON_BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+"""Runs a test on both databases; without it, on SQLite."""
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database.in_home(tmp_path)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    is_postgres = getattr(request, "param", "sqlite") == "postgresql"
+    database = Database.in_home(tmp_path, request.getfixturevalue("postgres_url") if is_postgres else "")
     metadata.create_all(database.engine)
     yield database
     database.close()

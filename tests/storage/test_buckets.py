@@ -25,7 +25,7 @@ from sarto.storage.buckets import Buckets, Conditions, ObjectFields
 from sarto.storage.objects import NoSuchBucket, check_bucket_name
 from sarto.storage.tables import meta
 
-from .conftest import OWNER, STRANGER
+from .conftest import ON_BOTH, OWNER, STRANGER
 
 FIRST = Conditions(metageneration=1)
 
@@ -34,6 +34,7 @@ def contents(buckets: Buckets) -> set[str]:
     return set(buckets.content.all())
 
 
+@ON_BOTH
 def test_an_object_keeps_its_bytes_and_their_hashes(buckets: Buckets, tmp_path: Path) -> None:
     data = bytes(range(256)) * 9000
     source = tmp_path / "source"
@@ -50,6 +51,7 @@ def test_an_object_keeps_its_bytes_and_their_hashes(buckets: Buckets, tmp_path: 
     assert stat.S_IMODE(buckets.path(found).stat().st_mode) == 0o400
 
 
+@ON_BOTH
 def test_a_bucket_holds_a_name_and_names_below_it(buckets: Buckets) -> None:
     for name in ("a", "a/b", "a/", "a//b", "a/b/../c", "/a"):
         buckets.put_bytes("data", name, name.encode())
@@ -67,6 +69,7 @@ def test_equal_bytes_lie_on_disk_once_and_go_with_their_last_name(buckets: Bucke
     assert contents(buckets) == {hashlib.sha256(b"other").hexdigest()}
 
 
+@ON_BOTH
 def test_generations_grow_even_when_the_clock_goes_back(buckets: Buckets) -> None:
     first = buckets.put_bytes("data", "a", b"1").generation
     future = str(first + 10**12)
@@ -77,6 +80,7 @@ def test_generations_grow_even_when_the_clock_goes_back(buckets: Buckets) -> Non
     assert buckets.put_bytes("data", "b", b"2").generation == int(future) + 2
 
 
+@ON_BOTH
 def test_conditions_hold_or_nothing_happens(buckets: Buckets) -> None:
     first = buckets.put_bytes("data", "a", b"1", if_generation_match=0)
     with pytest.raises(ConditionNotMet, match="ifGenerationMatch"):
@@ -92,6 +96,7 @@ def test_conditions_hold_or_nothing_happens(buckets: Buckets) -> None:
     assert not list(buckets.content.uploads.iterdir())
 
 
+@ON_BOTH
 def test_of_many_create_only_writers_exactly_one_wins(buckets: Buckets) -> None:
     gate = threading.Barrier(16)
 
@@ -110,7 +115,9 @@ def test_of_many_create_only_writers_exactly_one_wins(buckets: Buckets) -> None:
     assert len(contents(buckets)) == 1
 
 
+@ON_BOTH
 def test_writers_and_deleters_of_equal_bytes_never_lose_content(buckets: Buckets) -> None:
+
     def work(writer: int) -> None:
         for _ in range(12):
             buckets.put_bytes("data", f"mine-{writer}", b"shared")
@@ -132,6 +139,7 @@ def test_updating_fields_keeps_bytes_and_generation(buckets: Buckets) -> None:
         buckets.update("data", "a", lambda fields: fields, put.generation)
 
 
+@ON_BOTH
 def test_copy_and_compose_make_whole_objects(buckets: Buckets) -> None:
     one, two = buckets.put_bytes("data", "1", b"one,"), buckets.put_bytes("data", "2", b"two")
     both = buckets.compose("data", "both", [one, two, one])
@@ -168,6 +176,7 @@ def test_resolve_reads_gs_names_and_refuses_other_storage_by_name(buckets: Bucke
         buckets.resolve("gs://data/nothing")
 
 
+@ON_BOTH
 def test_a_foreign_bucket_answers_as_one_that_does_not_exist(buckets: Buckets) -> None:
     put = buckets.put_bytes("data", "a", b"secret")
     buckets.create_bucket(STRANGER, "theirs")
@@ -207,6 +216,7 @@ def test_a_public_bucket_is_read_by_all_and_written_by_none_but_its_owner(bucket
             act()
 
 
+@ON_BOTH
 def test_bucket_life(buckets: Buckets) -> None:
     made = buckets.create_bucket(OWNER, "runs", "us-central1", resource={"labels": {"a": "b"}})
     assert made == buckets.bucket("runs", OWNER)
@@ -276,6 +286,7 @@ def test_fields_that_cannot_be_headers_are_refused(fields: ObjectFields, buckets
         buckets.store("data", "a", spool.finish(), fields)
 
 
+@ON_BOTH
 def test_sweep_removes_what_a_crash_left_and_nothing_else(buckets: Buckets) -> None:
     put = buckets.put_bytes("data", "a", b"kept")
     orphan = buckets.content.path("ab" + "0" * 62)

@@ -1,25 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sarto.storage import listing, rows
 from sarto.storage.database import Database
 from sarto.storage.objects import ObjectFields, StoredObject
-from sarto.storage.tables import metadata, stored_object
+from sarto.storage.tables import stored_object
+
+from .conftest import ON_BOTH
 
 NAMES = st.text(st.sampled_from(["a", "b", "/", ".", "\ud7ff", "\ue000", "\U0010ffff"]), min_size=1, max_size=5)
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = Database.in_home(tmp_path_factory.mktemp("home"))
-    metadata.create_all(database.engine)
-    yield database
-    database.close()
 
 
 def row(name: str) -> dict[str, object]:
@@ -42,7 +34,8 @@ def expected(names: set[str], prefix: str, delimiter: str, start: str, end: str)
     return given
 
 
-@settings(max_examples=100, deadline=None)
+@ON_BOTH
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), names=st.sets(NAMES, max_size=14), batch=st.integers(1, 6))
 def test_pages_give_every_name_or_prefix_once(
     database: Database, data: st.DataObject, names: set[str], batch: int

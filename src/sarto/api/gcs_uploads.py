@@ -18,7 +18,7 @@ from sarto.errors import InvalidArgument, NotFound, OutOfRange
 from sarto.storage.buckets import ObjectFields, StoredObject
 from sarto.storage.uploads import Appender, Upload, Uploads
 
-_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18}|\*)|\*)/([0-9]{1,18}|\*)")
 
 
 async def insert(call: Call) -> ASGIApp:
@@ -114,7 +114,7 @@ async def _append(
             if first > appender.size:  # a gap: the client learns where we are
                 await _drain(call)
                 return None, appender.size
-            await _write(call, appender, appender.size - first, end)
+            await _write(call, appender, appender.size - first, total if end is None else end)
         is_last = first is None or (total is None and end is None) or appender.size == total
         return (await call.run(appender.finish) if is_last else None), appender.size
     finally:
@@ -164,6 +164,8 @@ def _content_range(header: str | None) -> tuple[int | None, int | None, int | No
     total = None if whole == "*" else int(whole)
     if first is None:
         return None, None, total
+    if last == "*":  # up to wherever the body ends
+        return int(first), None, total
     if int(last) < int(first) or (total is not None and int(last) >= total):
         raise InvalidArgument(f'Content-Range "{header[:80]}" contradicts itself')
     return int(first), int(last) + 1, total

@@ -29,9 +29,14 @@ _HEADER_FIELDS = {
     "x-goog-storage-class": "storage_class",
 }  # fmt: skip
 _META = "x-goog-meta-"
+PARAMETERS = frozenset(
+    "uploads uploadId partNumber generation list-type prefix delimiter max-keys continuation-token start-after "
+    "encoding-type fetch-owner userProject alt x-id".split()
+)
 
 
 async def get(call: Call) -> ASGIApp:
+    _refuse_subresources(call)
     if not call.name:
         return await _list(call)
     if "uploadId" in call.query:
@@ -82,6 +87,7 @@ async def _list(call: Call) -> ASGIApp:
 
 
 async def put(call: Call) -> ASGIApp:
+    _refuse_subresources(call)
     if not call.name:
         raise Unimplemented("make buckets through the JSON API: POST /storage/v1/b")
     if "uploadId" in call.query:
@@ -114,6 +120,7 @@ async def _copy(call: Call) -> ASGIApp:
 
 
 async def delete(call: Call) -> ASGIApp:
+    _refuse_subresources(call)
     if "uploadId" in call.query:
         uploads, upload = await _upload(call)
         await call.run(uploads.cancel, upload)
@@ -197,7 +204,13 @@ def _parts(body: bytes) -> list[tuple[int, str]]:
     return found
 
 
-# Headers
+# Headers and parameters
+
+
+def _refuse_subresources(call: Call) -> None:
+    """`?acl`, `?compose` and their like name something else than the object, which must not be taken for it."""
+    for name in call.query.keys() - PARAMETERS:
+        raise Unimplemented(f'the XML API here does not know "?{name[:80]}"; the JSON API may have it')
 
 
 def _conditions(call: Call) -> Conditions:
