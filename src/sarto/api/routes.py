@@ -13,6 +13,7 @@ from sarto.api import (
     generation,
     meta,
     models,
+    openai,
     operations,
     projects,
     publisher_models,
@@ -270,5 +271,5 @@ TRANSLATION = [
 
 ROUTES: list[Route] = [
     *ABOUT, *WHO, *TUNING, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES, *TRANSLATION,
-    *gcs.ROUTES,
+    *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip
