@@ -1,0 +1,222 @@
+"""A run as the service starts it: a process from a folder with a spec to the same folder with a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from sarto.schema.runs import BaseWeights, DatasetRef, Progress, RunResult, RunSpec, TuningParameters
+from tests.tiny import make_tiny_base
+
+PROGRAM = [sys.executable, "-m", "sarto.engine.run"]
+WORDS = ["kettle", "lamp", "router", "tent", "fryer", "pump", "mat", "grinder"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> BaseWeights:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def write_dataset(path: Path, count: int) -> DatasetRef:
+    def turn(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "parts": [{"text": text}]}
+
+    rows = [
+        {"contents": [turn("user", f"Where is my {WORDS[i % 8]}, order {i}?"), turn("model", f"{WORDS[i % 8]} {i}")]}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetRef(uri=f"gs://bucket/{path.name}", path=str(path), size_bytes=path.stat().st_size)
+
+
+def make_spec(base: BaseWeights, folder: Path, epoch: int = 1, **fields: object) -> RunSpec:
+    """One attempt at the job that lives in `folder`."""
+    run_folder = folder / str(epoch)
+    run_folder.mkdir(parents=True)
+    parameters = {"rank": 4, "alpha": 8.0, "epoch_count": 3, "batch_size": 4, "learning_rate": 5e-3}
+    given: dict[str, object] = {
+        "job": "projects/1/locations/us-central1/tuningJobs/7",
+        "epoch": epoch,
+        "run_folder": str(run_folder),
+        "base": base,
+        "training_dataset": write_dataset(folder / "train.jsonl", 24),
+        "validation_dataset": write_dataset(folder / "validation.jsonl", 6),
+        "parameters": TuningParameters.model_validate(parameters | dict(fields.pop("parameters", {}))),  # type: ignore[call-overload]
+        "max_tokens_per_example": 2048,
+        "cache_folder": str(folder / "cache"),
+        "resume_folder": str(folder / "resume"),
+        "resume_seconds": 0.0,
+        "threads": 1,
+        "dtype": "float32",
+    }
+    spec = RunSpec.model_validate(given | fields)
+    (run_folder / "spec.json").write_text(spec.model_dump_json())
+    return spec
+
+
+def start(spec: RunSpec) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*PROGRAM, f"{spec.run_folder}/spec.json"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=None
+    )
+
+
+def finish(spec: RunSpec) -> RunResult:
+    with start(spec) as child:
+        assert child.wait(120) == 0
+    return RunResult.model_validate_json((Path(spec.run_folder) / "result.json").read_bytes())
+
+
+def progress(spec: RunSpec) -> list[Progress]:
+    path = Path(spec.run_folder) / "progress.jsonl"
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [Progress.model_validate_json(line) for line in whole.splitlines()]
+
+
+def steps(spec: RunSpec) -> list[tuple[int, float, float]]:
+    return [(line.step.step, line.step.loss, line.step.gradient_norm) for line in progress(spec) if line.step]
+
+
+def kill_after(spec: RunSpec, step: int) -> None:
+    """SIGKILL once the run has told of that step."""
+    with start(spec) as child:
+        while child.poll() is None and not any(number >= step for number, _, _ in steps(spec)):
+            pass
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert not (Path(spec.run_folder) / "result.json").exists()
+
+
+def test_a_run_leaves_a_whole_result_and_says_what_it_does(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job")
+    result = finish(spec)
+    assert result.error is None
+    assert [(c.checkpoint_id, c.epoch, c.step) for c in result.checkpoints] == [("1", 1, 6), ("2", 2, 12), ("3", 3, 18)]
+    assert result.best_checkpoint_id is not None
+    assert "validation loss" in result.best_reason
+    assert result.data is not None
+    assert result.data.example_count == 24
+    assert result.data.step_count == 18
+    assert result.peak_memory_bytes > 1 << 20
+    told = progress(spec)
+    phases = [line.phase for line in told if line.kind == "phase"]
+    assert phases == ["PROCESSING_DATASET", "TUNING", "POST_PROCESSING"]
+    assert [number for number, _, _ in steps(spec)] == list(range(1, 19))
+    assert steps(spec)[-1][1] < steps(spec)[0][1]
+    last = [line.step for line in told if line.step][-1]
+    assert last.tokens_per_second > 0
+    assert last.seconds_left == 0
+    assert {"data", "parameters", "evaluation", "checkpoint"} <= {line.kind for line in told}
+    for record in result.checkpoints:
+        folder = Path(spec.run_folder) / record.folder
+        assert set(record.files) == {path.name for path in folder.iterdir()}
+    assert list((Path(spec.run_folder) / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_run_killed_three_times_ends_like_one_never_killed(tiny: BaseWeights, tmp_path: Path) -> None:
+    whole = make_spec(tiny, tmp_path / "whole")
+    expected = finish(whole)
+    for epoch, step in ((1, 2), (2, 8), (3, 13)):
+        kill_after(make_spec(tiny, tmp_path / "killed", epoch), step)
+    last = make_spec(tiny, tmp_path / "killed", 4)
+    result = finish(last)
+    assert steps(last) == steps(whole)
+    assert any("resumed after step" in line.message for line in progress(last))
+    assert [c.files for c in result.checkpoints] == [c.files for c in expected.checkpoints]
+    assert [c.evaluation for c in result.checkpoints] == [c.evaluation for c in expected.checkpoints]
+    for mine, theirs in zip(result.checkpoints, expected.checkpoints, strict=True):
+        left = Path(last.run_folder) / mine.folder / "adapter_model.safetensors"
+        right = Path(whole.run_folder) / theirs.folder / "adapter_model.safetensors"
+        assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_resume_point_of_other_parameters_or_a_damaged_one_is_named_and_not_used(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    first = make_spec(tiny, tmp_path / "job", 1)
+    kill_after(first, 3)
+    other = make_spec(tiny, tmp_path / "job", 2, parameters={"learning_rate": 1e-3})
+    assert finish(other).error is None
+    assert any("of other data or parameters" in line.message for line in progress(other))
+    point = tmp_path / "job" / "resume" / "resume.safetensors"
+    point.write_bytes(point.read_bytes()[:-100])
+    again = make_spec(tiny, tmp_path / "job", 3)
+    assert finish(again).error is None
+    assert any("cannot be read" in line.message for line in progress(again))
+    assert [number for number, _, _ in steps(again)] == list(range(1, 19))
+
+
+@pytest.mark.parametrize("how", ["sigterm", "parent gone"])
+def test_a_run_that_is_told_to_stop_stops_at_once_and_leaves_no_result(
+    tiny: BaseWeights, tmp_path: Path, how: str
+) -> None:
+    spec = make_spec(tiny, tmp_path / "job", parameters={"epoch_count": 1000})
+    with start(spec) as child:
+        while not steps(spec):
+            assert child.poll() is None
+        if how == "sigterm":
+            child.send_signal(signal.SIGTERM)
+        else:
+            assert child.stdin is not None
+            child.stdin.close()
+        assert child.wait(5) == 143
+    assert not (Path(spec.run_folder) / "result.json").exists()
+
+
+def test_a_fault_of_the_user_is_the_results_error(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job")
+    Path(spec.training_dataset.path).write_text('{"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}\n')
+    result = finish(spec)
+    assert result.error is not None
+    assert result.error["code"] == 3
+    assert "line 1" in result.error["message"]
+    assert not result.checkpoints
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_line(tiny: BaseWeights, tmp_path: Path) -> None:
+    result = finish(make_spec(tiny, tmp_path / "job", parameters={"learning_rate": 1e30}))
+    assert result.error is not None
+    assert "step" in result.error["message"]
+    assert "not a finite number" in result.error["message"]
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(tiny: BaseWeights, tmp_path: Path) -> None:
+    result = finish(make_spec(tiny, tmp_path / "job", device="tpu"))
+    assert result.error is not None
+    assert '"tpu" is not available' in result.error["message"]
+
+
+def test_a_machine_fault_leaves_no_result_and_another_exit_code(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job")
+    Path(spec.training_dataset.path).unlink()
+    with start(spec) as child:
+        assert child.wait(60) not in (0, 143)
+    assert not (Path(spec.run_folder) / "result.json").exists()
+
+
+def test_a_run_continues_the_adapter_of_another(tiny: BaseWeights, tmp_path: Path) -> None:
+    first = make_spec(tiny, tmp_path / "first")
+    result = finish(first)
+    parent = Path(first.run_folder) / result.checkpoints[-1].folder
+    second = make_spec(tiny, tmp_path / "second", parent_adapter=str(parent))
+    assert finish(second).error is None
+    assert steps(second)[0][1] < steps(first)[0][1] * 0.9
+    assert load_file(parent / "adapter_model.safetensors")
+
+
+def test_the_run_imports_neither_transformers_nor_the_other_half(tmp_path: Path) -> None:
+    program = (
+        "import sys, sarto.engine.run; "
+        "print([n for n in ('transformers', 'peft', 'sqlalchemy', 'starlette', 'sarto.control', 'sarto.api') "
+        "if n in sys.modules])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
