@@ -20,6 +20,15 @@ class Dataset:
     validation: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobody_leaves_this_machine() -> Iterator[None]:
+    """Newer google-auth asks a Google host about every service account, in a thread of its own; here it reaches nobody."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("service") / "home")

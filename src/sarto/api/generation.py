@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -56,8 +57,9 @@ async def compute_tokens(request: Request) -> Reply:
     payload = await read_json(request)
     _, target = await _target(request)
     found = await services(request).generator.inspect(target, "compute_tokens", payload)
+    texts = [base64.b64encode(text.encode()).decode() for text in found["tokens"]]
     ids = [str(token) for token in found["tokenIds"]]
-    return reply({"tokensInfo": [{"tokens": found["tokens"], "tokenIds": ids, "role": "user"}]})
+    return reply({"tokensInfo": [{"tokens": texts, "tokenIds": ids, "role": "user"}]})
 
 
 async def predict(request: Request) -> Reply:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from sarto.schema.tuning_jobs import EncryptionSpec
-from sarto.schema.wire import Boolean, Int64, Message, Struct, Text, Timestamp
+from sarto.schema.wire import Boolean, Int64, Message, ProtoEnum, Struct, Text, Timestamp
+
+
+class DeploymentResourcesType(ProtoEnum):
+    DEPLOYMENT_RESOURCES_TYPE_UNSPECIFIED = "DEPLOYMENT_RESOURCES_TYPE_UNSPECIFIED"
+    DEDICATED_RESOURCES = "DEDICATED_RESOURCES"
+    AUTOMATIC_RESOURCES = "AUTOMATIC_RESOURCES"
+    SHARED_RESOURCES = "SHARED_RESOURCES"
 
 
 class Checkpoint(Message):
@@ -40,7 +47,7 @@ class Model(Message):
     create_time: Timestamp | None = None
     update_time: Timestamp | None = None
     etag: Text = ""
-    supported_deployment_resources_types: list[Text] = Field(default_factory=list)
+    supported_deployment_resources_types: list[DeploymentResourcesType] = Field(default_factory=list)
 
 
 class DeployedModel(Message):
