@@ -8,6 +8,7 @@ grow. The width follows from a sequence's own length alone: what it computes nev
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,26 +129,28 @@ class PrefixCache:
     def find(self, adapter: str, tokens: Sequence[int]) -> list[Tensor]:
         """Pieces (layers, 2, HK, PREFIX_TOKENS, hd) that cover the longest known beginning, its last token left out:
         that one must be computed to know what follows."""
-        found: list[Tensor] = []
-        for key in self._keys(adapter, tokens[:-1]):
-            piece = self._pieces.get(key)
-            if piece is None:
-                break
-            self._pieces.move_to_end(key)
-            found.append(piece)
+        known = list(itertools.takewhile(self._pieces.__contains__, self._keys(adapter, tokens[:-1])))
+        found = [self._pieces[key] for key in known]
+        self._touch(known)
         self.hit_tokens += len(found) * PREFIX_TOKENS
         self.asked_tokens += len(tokens)
         return found
 
     def keep(self, adapter: str, tokens: Sequence[int], content: Tensor) -> None:
         """Remember a computed prompt; `content` is (layers, 2, HK, ≥ len(tokens), hd)."""
-        for number, key in enumerate(self._keys(adapter, tokens)):
+        keys = self._keys(adapter, tokens)
+        for number, key in enumerate(keys):
             if key not in self._pieces:
                 start = number * PREFIX_TOKENS
                 self._pieces[key] = content[:, :, :, start : start + PREFIX_TOKENS].clone()
-            self._pieces.move_to_end(key)
+        self._touch(keys)
         while self._pieces and self.size_bytes > self._limit:
             self._pieces.popitem(last=False)
+
+    def _touch(self, keys: list[bytes]) -> None:
+        """Mark as used, the beginning last: a piece is of no use without those before it."""
+        for key in reversed(keys):
+            self._pieces.move_to_end(key)
 
     @staticmethod
     def _keys(adapter: str, tokens: Sequence[int]) -> list[bytes]:
