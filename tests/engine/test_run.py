@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sarto.schema.runs import BaseWeights, DatasetRef, Progress, RunResult, RunS
 from tests.tiny import make_tiny_base
 
 PROGRAM = [sys.executable, "-m", "sarto.engine.run"]
+POLL_SECONDS = 0.02
 WORDS = ["kettle", "lamp", "router", "tent", "fryer", "pump", "mat", "grinder"]
 
 
@@ -88,7 +90,7 @@ def kill_after(spec: RunSpec, step: int) -> None:
     """SIGKILL once the run has told of that step."""
     with start(spec) as child:
         while child.poll() is None and not any(number >= step for number, _, _ in steps(spec)):
-            pass
+            time.sleep(POLL_SECONDS)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     assert not (Path(spec.run_folder) / "result.json").exists()
@@ -120,6 +122,7 @@ def test_a_run_leaves_a_whole_result_and_says_what_it_does(tiny: BaseWeights, tm
     assert list((Path(spec.run_folder) / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_like_one_never_killed(tiny: BaseWeights, tmp_path: Path) -> None:
     whole = make_spec(tiny, tmp_path / "whole")
     expected = finish(whole)
@@ -137,6 +140,7 @@ def test_a_run_killed_three_times_ends_like_one_never_killed(tiny: BaseWeights, 
         assert left.read_bytes() == right.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resume_point_of_other_parameters_or_a_damaged_one_is_named_and_not_used(
     tiny: BaseWeights, tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_run_that_is_told_to_stop_stops_at_once_and_leaves_no_result(
     with start(spec) as child:
         while not steps(spec):
             assert child.poll() is None
+            time.sleep(POLL_SECONDS)
         if how == "sigterm":
             child.send_signal(signal.SIGTERM)
         else:

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
     threading.Thread(target=_watch_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    _keep_pages()
+    keep_pages()
     torch.set_num_threads(spec.threads)
     started = time.monotonic()
     try:
@@ -153,7 +153,7 @@ def _watch_parent() -> None:
     os._exit(STOPPED)
 
 
-def _keep_pages() -> None:
+def keep_pages() -> None:
     """Tell glibc to keep what is freed, so that no step has to have its pages given to it again. Elsewhere nothing."""
     if not sys.platform.startswith("linux"):
         return

@@ -80,8 +80,11 @@ class Trainer:
 
     def step(self) -> StepOutcome:
         """Raises FailedPrecondition, naming step and lines, when a loss or the gradient is not finite."""
+        return self.update(take(self.examples, self.indices(self.completed + 1)))
+
+    def update(self, examples: list[Tokenized]) -> StepOutcome:
+        """A step on these very examples."""
         number = self.completed + 1
-        examples = take(self.examples, self.indices(number))
         batches = plan(examples, self.memory.token_budget)
         lines = [example.line for example in examples]
         total = sum(len(batch.targets) for batch in batches)

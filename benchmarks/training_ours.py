@@ -1,0 +1,83 @@
+"""Our training step on given examples, one step per line on standard input. Started by `training_vs_peers.py`.
+
+A line is a JSON list of [tokens, learned] pairs; the answer is one JSON object: seconds, processor seconds, loss, peak
+memory. An empty list asks for the ceiling of square products instead, measured between steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+
+from sarto.engine.data.batches import Tokenized
+from sarto.engine.families.load import load_base
+from sarto.engine.lora import AdapterShape, LoraAdapter
+from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.run import keep_pages
+from sarto.engine.tuning.loop import peak_memory_bytes
+from sarto.engine.tuning.memory import LADDER, LOW_MEMORY
+from sarto.engine.tuning.schedule import Schedule
+from sarto.engine.tuning.session import flops, measure_peak
+from sarto.engine.tuning.trainer import Optimisation, Trainer
+from sarto.schema.runs import BaseWeights
+
+
+class Nothing:
+    """No rows of its own: the driver sends them."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def tokens(self, index: int) -> np.ndarray:
+        raise IndexError(index)
+
+    loss_mask = tokens
+
+    def line(self, index: int) -> int:
+        raise IndexError(index)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--low-memory", action="store_true")
+    given = parser.parse_args()
+    keep_pages()
+    torch.set_num_threads(given.threads)
+    device = torch.device("cpu")
+    dtype = native_dtype(device)
+    decoder = load_base(BaseWeights(name="base", folder=given.base, digest=""), dtype, device)
+    decoder.ops = choose_operations(device)
+    adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
+    memory = LADDER[LOW_MEMORY if given.low_memory else 0]
+    trainer = Trainer(decoder, adapter, Nothing(), Schedule(1, 1, 1 << 30, 2e-4, 0), Optimisation(0.0, 1.0, 0), memory)
+    per_token, per_target = flops(decoder, adapter)
+    for line in sys.stdin:
+        rows = json.loads(line)
+        if not rows:
+            print("STEP " + json.dumps({"peak_flops": measure_peak(dtype, device)}), flush=True)
+            continue
+        examples = [
+            Tokenized(np.array(tokens, dtype=np.uint32), np.array(learned), i)
+            for i, (tokens, learned) in enumerate(rows)
+        ]
+        wall, processor = time.perf_counter(), time.process_time()
+        outcome = trainer.update(examples)
+        report = {
+            "seconds": time.perf_counter() - wall,
+            "processor_seconds": time.process_time() - processor,
+            "loss": outcome.loss,
+            "flops": outcome.rendered_tokens * per_token + outcome.supervised_tokens * per_target,
+            "peak_bytes": peak_memory_bytes(),
+        }
+        print("STEP " + json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()

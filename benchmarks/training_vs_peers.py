@@ -1,0 +1,225 @@
+"""Our training against its peers on the same examples, step by step in turn.
+
+Each peer runs in an environment of its own, which this program makes once. A peer takes a step; then our worker takes a
+step on the very examples that the peer's step held; so both meet the same load of the machine. Ratios are of seconds, or
+with `--processor-seconds` of processor seconds, which other load hardly moves (use `--threads 1` with it). `--json`
+prints one object at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training_data import write
+
+HERE = Path(__file__).parent
+PEER_PACKAGES = (f"torch=={torch.__version__.partition('+')[0]}", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0")
+DEFAULTS = "trl defaults"
+PEERS: dict[str, list[str]] = {
+    DEFAULTS: ["--kind", "trl"],
+    "trl bf16 weights, packing": [
+        "--kind", "trl", "--weights", "bfloat16", "--autocast", "off", "--checkpointing", "off", "--packing",
+    ],
+    "trainer bf16 weights": ["--kind", "trainer", "--weights", "bfloat16", "--autocast", "off"],
+    "trainer bf16 weights, eager attention": [
+        "--kind", "trainer", "--weights", "bfloat16", "--autocast", "off", "--attention", "eager",
+    ],
+    "trainer bf16 weights, by length": [
+        "--kind", "trainer", "--weights", "bfloat16", "--autocast", "off", "--by-length",
+    ],
+    "trainer float32": ["--kind", "trainer", "--autocast", "off"],
+}  # fmt: skip
+WARM_STEPS = 1
+
+
+@dataclass
+class Measured:
+    """Steps of a peer and of ours on the same examples; warm-up steps are left out."""
+
+    peer: list[dict[str, Any]] = field(default_factory=list)
+    ours: list[dict[str, Any]] = field(default_factory=list)
+    peer_start_seconds: float = 0.0
+
+    def ratio(self, clock: str) -> float:
+        return float(sum(step[clock] for step in self.peer) / sum(step[clock] for step in self.ours))
+
+    def tokens_per_second(self, who: list[dict[str, Any]], clock: str) -> float:
+        tokens = sum(len(ids) for step in self.peer for ids, _ in step["examples"])
+        return float(tokens / sum(step[clock] for step in who))
+
+
+class Worker:
+    """A child process that takes one step for each line."""
+
+    def __init__(self, command: list[str], threads: int, folder: Path) -> None:
+        self.started = time.perf_counter()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment, cwd=folder,
+        )  # fmt: skip
+
+    def step(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        for answer in self.process.stdout:
+            if answer.startswith("STEP "):
+                found: dict[str, Any] = json.loads(answer.removeprefix("STEP "))
+                return found
+        raise SystemExit(f"{' '.join(map(str, self.process.args))}: ended without a step")  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def make_environment(folder: Path) -> Path:
+    """The peers' interpreter; installed once."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"installing {', '.join(PEER_PACKAGES)} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEER_PACKAGES], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+class Bench:
+    def __init__(self, given: argparse.Namespace, folder: Path) -> None:
+        self.given, self.folder = given, folder
+        self.python = make_environment(given.environment)
+        self.data = write(folder / "data")
+        self.peaks: list[float] = []
+
+    def ours(self, *flags: str) -> Worker:
+        command = [sys.executable, str(HERE / "training_ours.py"), "--base", str(self.given.base)]
+        return Worker([*command, "--threads", str(self.given.threads), *flags], self.given.threads, self.folder)
+
+    def compare(self, name: str, data: str, steps: int) -> Measured:
+        """Peer and ours in turn on the same examples."""
+        measured = Measured()
+        command = [str(self.python), str(HERE / "training_peer.py"), *PEERS[name], "--base", str(self.given.base)]
+        command += ["--data", str(self.data[data]), "--steps", str(steps)]
+        peer = Worker(command, self.given.threads, self.folder)
+        ours = self.ours()
+        for number in range(steps):
+            theirs = peer.step("go")
+            if number == 0:
+                measured.peer_start_seconds = time.perf_counter() - peer.started
+            mine = ours.step(json.dumps(theirs["examples"]))
+            self.peaks.append(ours.step("[]")["peak_flops"])
+            if number >= WARM_STEPS:
+                measured.peer.append(theirs)
+                measured.ours.append(mine)
+        peer.close()
+        ours.close()
+        clock = self.clock
+        print(
+            f"{data:9} {name:40} {measured.tokens_per_second(measured.peer, clock):7.0f} tokens/s, "
+            f"ours {measured.tokens_per_second(measured.ours, clock):7.0f}: {measured.ratio(clock):.2f}x; "
+            f"losses {[round(s['loss'], 3) for s in measured.peer]} and {[round(s['loss'], 3) for s in measured.ours]}; "
+            f"peak {measured.peer[-1]['peak_bytes'] >> 20} and {measured.ours[-1]['peak_bytes'] >> 20} MiB",
+            file=sys.stderr,
+        )
+        return measured
+
+    @property
+    def clock(self) -> str:
+        return "processor_seconds" if self.given.processor_seconds else "seconds"
+
+    def start_seconds(self) -> float:
+        """Process start to the end of the first step of a whole run, data stage included, nothing cached."""
+        folder = self.folder / f"start-{time.monotonic_ns()}"
+        folder.mkdir()
+        base = {"name": "base", "folder": str(self.given.base), "digest": "bench"}
+        dataset = folder / "train.jsonl"
+        rows = [json.loads(line) for line in self.data["short"].read_text().splitlines()]
+        dataset.write_text("".join(json.dumps({"messages": r["prompt"] + r["completion"]}) + "\n" for r in rows))
+        spec = {
+            "job": "bench", "epoch": 1, "run_folder": str(folder), "base": base, "threads": self.given.threads,
+            "training_dataset": {"uri": "train.jsonl", "path": str(dataset), "size_bytes": dataset.stat().st_size},
+            "parameters": {"rank": 16, "alpha": 32, "epoch_count": 1, "batch_size": 8, "learning_rate": 2e-4},
+            "max_tokens_per_example": 2048, "cache_folder": str(folder / "cache"),
+        }  # fmt: skip
+        (folder / "spec.json").write_text(json.dumps(spec))
+        started = time.perf_counter()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sarto.engine.run", str(folder / "spec.json")], stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(self.given.threads)},
+        )  # fmt: skip
+        progress = folder / "progress.jsonl"
+        while not (progress.exists() and '"kind":"step"' in progress.read_text()):
+            if child.poll() is not None:
+                raise SystemExit("our run ended before its first step")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        child.kill()
+        child.wait()
+        return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path.home() / ".cache/sarto/models/smollm2-135m-instruct")
+    parser.add_argument("--environment", type=Path, default=Path.home() / ".cache/sarto/benchmarks/training-peers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--processor-seconds", action="store_true")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(report(Bench(given, Path(folder)), given), indent=None if given.json else 1))
+
+
+def report(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
+    clock = bench.clock
+    found = {name: bench.compare(name, "short", given.steps + WARM_STEPS) for name in given.peers}
+    long = bench.compare(DEFAULTS, "longtail", given.steps + WARM_STEPS)
+    defaults = found[DEFAULTS] if DEFAULTS in found else bench.compare(DEFAULTS, "short", given.steps + WARM_STEPS)
+    low = bench.ours("--low-memory")
+    for step in defaults.peer:
+        lowest = low.step(json.dumps(step["examples"]))
+    low.close()
+    start = statistics.median(bench.start_seconds() for _ in range(3))
+    others = {name: each.ratio(clock) for name, each in found.items() if name != DEFAULTS}
+    best = min(others, key=lambda name: others[name]) if others else ""
+    flops = sum(step["flops"] for step in defaults.ours) / sum(step[clock] for step in defaults.ours)
+    peer_peak = defaults.peer[-1]["peak_bytes"]
+    return {
+        "over_trl_defaults_short": round(defaults.ratio(clock), 2),
+        "over_trl_defaults_longtail": round(long.ratio(clock), 2),
+        "over_best_peer": round(others[best], 2) if best else None,
+        "best_peer": best,
+        "share_of_peak": round(flops / max(bench.peaks), 3),
+        "memory_over_trl": round(defaults.ours[-1]["peak_bytes"] / peer_peak, 3),
+        "memory_over_trl_low_memory": round(lowest["peak_bytes"] / peer_peak, 3),
+        "start_over_trl": round(start / defaults.peer_start_seconds, 3),
+        "start_seconds": round(start, 2),
+        "tokens_per_second": round(defaults.tokens_per_second(defaults.ours, clock)),
+        "peak_gflops": round(max(bench.peaks) / 1e9),
+        "clock": clock,
+        "threads": given.threads,
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
