@@ -1,7 +1,7 @@
-"""One peer library as a user would call it, one optimiser step per line on standard input; runs in the peers' environment.
+"""One peer library as a user would call it, one optimiser step per line on standard input.
 
-Started by `training_vs_peers.py`. Before each step it waits for a line; after it, it prints one JSON object: the examples
-of the step as tokens and masks, seconds, processor seconds, loss and peak memory so far.
+Runs in the peers' environment, started by `training_vs_peers.py`. Before each step it waits for a line; after it, it
+prints one JSON object: the step's examples as tokens and masks, seconds, processor seconds, loss, peak memory so far.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Our training against its peers on the same examples, step by step in turn.
 
-Each peer runs in an environment of its own, which this program makes once. A peer takes a step; then our worker takes a
-step on the very examples that the peer's step held; so both meet the same load of the machine. Ratios are of seconds, or
-with `--processor-seconds` of processor seconds, which other load hardly moves (use `--threads 1` with it). `--json`
+The peers have an environment of their own, which this program makes once. A peer takes a step; then our worker takes a
+step on the very examples that the peer's step held; so both meet the same load of the machine. Ratios are of seconds,
+or with `--processor-seconds` of processor seconds, which other load hardly moves (use `--threads 1` with it). `--json`
 prints one object at the end.
 """
 
@@ -131,10 +131,11 @@ class Bench:
         peer.close()
         ours.close()
         clock = self.clock
+        losses = [[round(step["loss"], 3) for step in who] for who in (measured.peer, measured.ours)]
         print(
             f"{data:9} {name:40} {measured.tokens_per_second(measured.peer, clock):7.0f} tokens/s, "
             f"ours {measured.tokens_per_second(measured.ours, clock):7.0f}: {measured.ratio(clock):.2f}x; "
-            f"losses {[round(s['loss'], 3) for s in measured.peer]} and {[round(s['loss'], 3) for s in measured.ours]}; "
+            f"losses {losses[0]} and {losses[1]}; "
             f"peak {measured.peer[-1]['peak_bytes'] >> 20} and {measured.ours[-1]['peak_bytes'] >> 20} MiB",
             file=sys.stderr,
         )
