@@ -163,6 +163,23 @@ class EvalMetrics(_Record):
     supervised_tokens: int
 
 
+class ParityCertificate(_Record):
+    """Serving against training on held-out rows: prompts have equal tokens (else there is no certificate), and the
+    logits of the replies are compared token by token."""
+
+    rows: int
+    reply_tokens: int
+    precision: str
+    max_logit_difference: float
+    max_logit: float
+    tolerance: float
+    """The largest difference that passes."""
+    mean_kl_nats: float
+    same_choice_share: float
+    """Share of reply tokens where both find the same token likeliest."""
+    passed: bool
+
+
 class CheckpointRecord(_Record):
     checkpoint_id: str
     """"1", "2", … in the order they were made."""
@@ -173,6 +190,7 @@ class CheckpointRecord(_Record):
     files: dict[str, str]
     """File name → sha256 hex."""
     evaluation: EvalMetrics | None = None
+    certificate: ParityCertificate | None = None
 
 
 class Progress(_Record):
