@@ -106,3 +106,33 @@ def test_a_dataset_is_uploaded_once_under_its_content(sarto: Run, server: Server
     assert len(names) == 1
     for job in (first, second):
         sarto("jobs", "cancel", job["name"])
+
+
+def test_the_whole_way_from_a_file_to_an_answer(sarto: Run, tickets: Path) -> None:
+    done = sarto(
+        "tune", str(tickets), "--validation", str(tickets), "--epochs", "2", "--name", "numbers", "--label", "team=x"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "succeeded" in done.stderr
+    endpoint = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("Talk to it"))
+    assert "Checkpoint 2" in done.stdout
+    answer = sarto("chat", endpoint, "say 3", "--temperature", "0", "--max-output-tokens", "4")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.endswith("\n")
+    talk = sarto("chat", "gemini-2.0-flash-001", "--max-output-tokens", "4", stdin="hello\nand again\n\n")
+    assert talk.returncode == 0, talk.stderr
+    listed = json.loads(sarto("models", "list", "--json").stdout)
+    assert [model["displayName"] for model in listed] == ["numbers"]
+    row = sarto("jobs", "list", "--filter", 'labels.team="x"').stdout.splitlines()[1]
+    assert "SUCCEEDED" in row
+
+
+def test_a_job_that_fails_says_why_and_exits_with_one(sarto: Run, tmp_path: Path) -> None:
+    rows = [
+        '{"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]}'
+    ] * 8
+    path = tmp_path / "late.jsonl"
+    path.write_text("\n".join([*rows * 200, *["{broken"] * 900]))
+    done = sarto("tune", str(path), "--epochs", "1")
+    assert done.returncode == 1
+    assert "line 1601" in done.stderr
