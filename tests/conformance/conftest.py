@@ -22,7 +22,7 @@ class Dataset:
 
 @pytest.fixture(scope="session", autouse=True)
 def nobody_leaves_this_machine() -> Iterator[None]:
-    """Newer google-auth asks a Google host about every service account, in a thread of its own; here it reaches nobody."""
+    """Newer google-auth asks a Google host about every service account, in the background; here it reaches nobody."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")

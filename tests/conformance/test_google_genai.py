@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -145,7 +146,8 @@ def test_continuous_tuning_makes_a_version_of_the_same_model(client: genai.Clien
 
 
 def test_batch_prediction_with_a_base_model(client: genai.Client, service: Service) -> None:
-    rows = '{"request": {"contents": [{"role": "user", "parts": [{"text": "q1"}]}], "generationConfig": {"maxOutputTokens": 3}}}\n'
+    asked = {"contents": [{"role": "user", "parts": [{"text": "q1"}]}], "generationConfig": {"maxOutputTokens": 3}}
+    rows = json.dumps({"request": asked}) + "\n"
     with service.http() as http:
         source = upload(http, "tuning-data", "batch/in.jsonl", (rows * 3).encode())
         batch = client.batches.create(

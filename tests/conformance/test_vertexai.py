@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from .conftest import PARENT, Dataset
-from .service import SCOPES, Service
+from .service import Service
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -25,8 +25,10 @@ def sdk(service: Service) -> Iterator[SimpleNamespace]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it announces its own removal
         import vertexai
+        from google.api_core import exceptions
         from google.cloud import aiplatform
         from vertexai.generative_models import GenerativeModel
+        from vertexai.preview.tuning._tuning import rebase_tuned_model
         from vertexai.tuning import sft
     vertexai.init(
         project="demo",
@@ -35,7 +37,13 @@ def sdk(service: Service) -> Iterator[SimpleNamespace]:
         api_transport="rest",
         credentials=service.credentials(),
     )
-    yield SimpleNamespace(sft=sft, aiplatform=aiplatform, GenerativeModel=GenerativeModel, vertexai=vertexai)
+    yield SimpleNamespace(
+        sft=sft,
+        aiplatform=aiplatform,
+        exceptions=exceptions,
+        GenerativeModel=GenerativeModel,
+        rebase_tuned_model=rebase_tuned_model,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,19 +140,18 @@ def test_model_registry(sdk: SimpleNamespace, job: Any) -> None:
     assert job.tuned_model_endpoint_name in [one.resource_name for one in sdk.aiplatform.Endpoint.list()]
 
 
-def test_rebase_and_deletion_wait_for_operations(sdk: SimpleNamespace, job: Any, dataset: Dataset) -> None:
-    rebased = (
-        sdk.sft.rebase_tuned_model(tuned_model_ref=job.tuned_model_name)
-        if hasattr(sdk.sft, "rebase_tuned_model")
-        else None
-    )
-    if rebased is not None:
-        assert rebased.resource_name != job.resource_name
+def test_rebase_and_deletion_wait_for_operations(sdk: SimpleNamespace, job: Any) -> None:
+    rebased = sdk.rebase_tuned_model(job.tuned_model_name)
+    assert rebased.resource_name != job.resource_name
+    sdk.sft.SupervisedTuningJob(rebased.resource_name).cancel()
+    model = sdk.aiplatform.Model(job.tuned_model_name.partition("@")[0])
+    model.delete()
+    with pytest.raises(sdk.exceptions.NotFound):
+        sdk.aiplatform.Model(job.tuned_model_name)
 
 
 def test_errors_are_the_official_ones(sdk: SimpleNamespace, dataset: Dataset) -> None:
-    from google.api_core import exceptions
-
+    exceptions = sdk.exceptions
     with pytest.raises(exceptions.BadRequest, match="adapter"):
         sdk.sft.train(source_model="gemini-2.0-flash-001", train_dataset=dataset.training, adapter_size=16)
     with pytest.raises(exceptions.BadRequest, match="not known"):
@@ -154,10 +161,9 @@ def test_errors_are_the_official_ones(sdk: SimpleNamespace, dataset: Dataset) ->
 
 
 def test_a_self_signed_token_is_what_the_sdk_sends(sdk: SimpleNamespace, service: Service) -> None:
-    credentials = service.credentials().with_always_use_jwt_access(True)
     from google.auth.transport.requests import AuthorizedSession
 
+    credentials = service.credentials().with_always_use_jwt_access(True)
     session = AuthorizedSession(credentials, default_host="aiplatform.googleapis.com")
     answer = session.get(f"{service.address}/v1/{PARENT}/tuningJobs")
     assert answer.status_code == 200, answer.text
-    assert SCOPES

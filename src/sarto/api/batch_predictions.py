@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_body, read_message, reply
+from sarto.api.operations import answer
 from sarto.control import batch_predictions
 from sarto.control.batch_predictions import JOBS, ROOT
 from sarto.schema.batch_predictions import BatchPredictionJob
@@ -31,4 +32,4 @@ async def cancel(request: Request) -> Reply:
 
 
 async def delete(request: Request) -> Reply:
-    return reply(await in_control(request, batch_predictions.delete, named(request, JOBS)))
+    return answer(request, await in_control(request, batch_predictions.delete, named(request, JOBS)))

@@ -6,6 +6,7 @@ from pydantic import Field
 from starlette.requests import Request
 
 from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_message, reply
+from sarto.api.operations import answer
 from sarto.control import endpoints
 from sarto.schema.models import Endpoint
 from sarto.schema.wire import Message, Text
@@ -34,8 +35,10 @@ async def list_(request: Request) -> Reply:
 
 async def undeploy_model(request: Request) -> Reply:
     asked = await read_message(request, UndeployModelRequest)
-    return reply(await in_control(request, endpoints.undeploy, named(request, ENDPOINTS), asked.deployed_model_id))
+    return answer(
+        request, await in_control(request, endpoints.undeploy, named(request, ENDPOINTS), asked.deployed_model_id)
+    )
 
 
 async def delete(request: Request) -> Reply:
-    return reply(await in_control(request, endpoints.delete, named(request, ENDPOINTS)))
+    return answer(request, await in_control(request, endpoints.delete, named(request, ENDPOINTS)))

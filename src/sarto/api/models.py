@@ -6,6 +6,7 @@ from pydantic import Field
 from starlette.requests import Request
 
 from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_message, reply
+from sarto.api.operations import answer
 from sarto.control import models
 from sarto.errors import InvalidArgument
 from sarto.schema.models import Model
@@ -54,8 +55,8 @@ async def merge_version_aliases(request: Request) -> Reply:
 
 
 async def delete(request: Request) -> Reply:
-    return reply(await in_control(request, models.delete, named(request, MODELS, versioned=True)))
+    return answer(request, await in_control(request, models.delete, named(request, MODELS, versioned=True)))
 
 
 async def delete_version(request: Request) -> Reply:
-    return reply(await in_control(request, models.delete_version, named(request, MODELS, versioned=True)))
+    return answer(request, await in_control(request, models.delete_version, named(request, MODELS, versioned=True)))

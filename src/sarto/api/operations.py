@@ -10,20 +10,28 @@ from sarto.api.http import Reply, in_control, listing, page, read_body, read_jso
 from sarto.control import operations
 from sarto.errors import InvalidArgument
 
+V1, V1_BETA1 = "type.googleapis.com/google.cloud.aiplatform.v1.", "type.googleapis.com/google.cloud.aiplatform.v1beta1."
+
+
+def answer(request: Request, operation: dict[str, Any]) -> Reply:
+    """An operation, its types named in the API version that was asked: typed clients refuse the other version's."""
+    return reply(_typed(request, operation))
+
 
 async def get(request: Request) -> Reply:
-    return reply(await in_control(request, operations.get, resource_name(request)))
+    return answer(request, await in_control(request, operations.get, resource_name(request)))
 
 
 async def list_(request: Request) -> Reply:
     about = resource_name(request).removesuffix("/operations")
-    return listing("operations", await in_control(request, operations.list_, about, *page(request)))
+    rows, token = await in_control(request, operations.list_, about, *page(request))
+    return listing("operations", ([_typed(request, row) for row in rows], token))
 
 
 async def wait(request: Request) -> Reply:
     """The operation once it is done, or as it is after `timeout` ("30s") of the body."""
     seconds = _seconds(await read_json(request))
-    return reply(await in_control(request, operations.wait, resource_name(request), seconds))
+    return answer(request, await in_control(request, operations.wait, resource_name(request), seconds))
 
 
 async def cancel(request: Request) -> Reply:
@@ -35,6 +43,17 @@ async def cancel(request: Request) -> Reply:
 async def delete(request: Request) -> Reply:
     await in_control(request, operations.delete, resource_name(request))
     return reply({})
+
+
+def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
+    if "/v1beta1/" not in request.scope["path"]:
+        return operation
+    renamed = {
+        name: part | {"@type": part["@type"].replace(V1, V1_BETA1)}
+        for name, part in operation.items()
+        if name in ("metadata", "response") and "@type" in part
+    }
+    return operation | renamed
 
 
 def _seconds(body: Any) -> float:

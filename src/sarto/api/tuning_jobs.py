@@ -17,6 +17,7 @@ from sarto.api.http import (
     reply,
     resource_name,
 )
+from sarto.api.operations import answer
 from sarto.control import events, tuning_jobs
 from sarto.control import rebase as rebase_
 from sarto.errors import InvalidArgument
@@ -55,7 +56,7 @@ async def delete(request: Request) -> Reply:
 async def rebase(request: Request) -> Reply:
     """Tunes once more, on another base model; answers an operation that is done and holds the new job."""
     asked = await read_message(request, RebaseTunedModelRequest)
-    return reply(await in_control(request, rebase_.rebase, parent(request), asked))
+    return answer(request, await in_control(request, rebase_.rebase, parent(request), asked))
 
 
 async def list_events(request: Request) -> Reply:
