@@ -20,7 +20,7 @@ RUN_PROGRAM = (sys.executable, "-m", "sarto.engine.run")
 KEPT_VARIABLES = frozenset(
     {
         "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME",
-        "OMP_NUM_THREADS", "CC", "CXX", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
+        "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CC", "CXX", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
     }
 )  # fmt: skip
 """What a run is given of the service's environment: no keys, no tokens, no settings."""
@@ -37,7 +37,9 @@ class Executor(Protocol):
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if name in KEPT_VARIABLES}
+    """For processes that compute. Idle threads of theirs sleep: two that spin on the same cores, a run and the
+    generation worker, make each other many times slower."""
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | {name: environ[name] for name in KEPT_VARIABLES if name in environ}
 
 
 class LocalExecutor:

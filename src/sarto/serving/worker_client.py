@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,12 +45,21 @@ class WorkerGenerator:
     """Generation in a child process. All calls must come from one event loop."""
 
     def __init__(
-        self, folder: Path, *, threads: int = 0, device: str = "auto", dtype: str = "auto", queue_limit: int = 256
+        self,
+        folder: Path,
+        *,
+        threads: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        queue_limit: int = 256,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`folder` keeps the worker's log. `threads` 0: all cores; `queue_limit`: requests that may wait before 429."""
+        """`folder` keeps the worker's log. `threads` 0: all cores; `queue_limit`: requests that may wait before 429;
+        `environment`: of the child, by default this process's own."""
         self._log_file = folder / "worker.log"
         self._options = [f"--threads={threads}", f"--device={device}", f"--dtype={dtype}"]
         self._options.append(f"--queue-limit={queue_limit}")
+        self._environment = environment
         self._worker: _Worker | None = None
         self._starting = asyncio.Lock()
         self._ids = itertools.count(1)
@@ -127,7 +136,7 @@ class WorkerGenerator:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "sarto.serving.worker", f"--fd={theirs.fileno()}", *self._options,
                 stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
-                pass_fds=(theirs.fileno(),), start_new_session=True,
+                pass_fds=(theirs.fileno(),), start_new_session=True, env=self._environment,
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         worker = _Worker(process, writer)
