@@ -175,6 +175,8 @@ class ParityCertificate(_Record):
     tolerance: float
     """The largest difference that passes."""
     mean_kl_nats: float
+    """Mean divergence of serving's distribution from training's, per reply token."""
+    kl_tolerance_nats: float
     same_choice_share: float
     """Share of reply tokens where both find the same token likeliest."""
     passed: bool
