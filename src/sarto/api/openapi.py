@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from sarto import __version__
-from sarto.api.routing import API_VERSIONS, PUBLIC, SIGNED_IN, Route
+from sarto.api.routing import PUBLIC, SIGNED_IN, Route
 from sarto.schema.wire import Message
 
 REF = "#/components/schemas/{model}"
@@ -34,12 +34,24 @@ STATUS = {
 }
 
 
+class _Shapes(GenerateJsonSchema):
+    """Sees through the serializer by which every message leaves empty fields out: the shape is that of the fields."""
+
+    def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
+        return None if schema["type"] == "function-wrap" else super().ser_schema(schema)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
     """The whole document. Paths are given under every API version."""
     routes = list(routes)
     messages = {kind for route in routes for kind in (route.request, route.response) if _is_message(kind)}
     _, schemas = models_json_schema(
-        [(kind, "serialization") for kind in sorted(messages, key=lambda kind: kind.__name__)], ref_template=REF
+        [(kind, "serialization") for kind in sorted(messages, key=lambda kind: kind.__name__)],
+        ref_template=REF,
+        schema_generator=_Shapes,
     )
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -64,9 +76,8 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def _operation(route: Route, path: str) -> dict[str, Any]:
-    version = path.split("/")[1]
     operation: dict[str, Any] = {
-        "operationId": _operation_id(route, version if version in API_VERSIONS else ""),
+        "operationId": _operation_id(route, path),
         "summary": route.summary,
         "tags": [_tag(route)],
         "parameters": [*_path_parameters(path), *_query_parameters(route)],
@@ -109,11 +120,8 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
     return found
 
 
-def _operation_id(route: Route, version: str) -> str:
-    module = route.handler.__module__.rpartition(".")[2]
-    parts = [version, module, route.handler.__name__.rstrip("_"), route.method.lower()]
-    literal = re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"{[^}]*}", "", route.path)).strip("_")
-    return "_".join(part for part in [*parts, literal] if part)
+def _operation_id(route: Route, path: str) -> str:
+    return "_".join([route.method.lower(), *re.findall(r"[A-Za-z0-9]+", path)])
 
 
 def _template(path: str) -> str:

@@ -105,7 +105,7 @@ class Router:
             if child is not None and verb in child.verbs:
                 return child.verbs[verb], values if head in node.literals else [*values, head]
         child = node.child(segment)
-        if child is None or "" not in child.verbs:
+        if not segment or child is None or "" not in child.verbs:
             return None
         return child.verbs[""], values if segment in node.literals else [*values, segment]
 

@@ -1,0 +1,91 @@
+"""`sarto serve` as a process: what scripts wait for, how it refuses, and that Ctrl-C leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+MAIN = "from sarto.cli import main; main()"
+
+
+def serve(home: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MAIN, "serve", "--home", str(home), *options]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def address(child: subprocess.Popen[str], home: Path) -> str:
+    deadline = time.monotonic() + 30
+    while not (home / "address").exists():
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.02)  # the file is what scripts wait for
+    return (home / "address").read_text().strip()
+
+
+def refused(home: Path, *options: str) -> str:
+    child = serve(home, *options)
+    _, words = child.communicate(timeout=30)
+    assert child.returncode not in (0, None)
+    assert "Traceback" not in words
+    return " ".join(words.split())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serve") / "home"
+
+
+@pytest.fixture(scope="module")
+def child(home: Path) -> Iterator[subprocess.Popen[str]]:
+    child = serve(home, "--port", "0")
+    address(child, home)
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def test_it_says_where_it_is_and_how_to_begin(child: subprocess.Popen[str], home: Path) -> None:
+    place = address(child, home)
+    assert httpx.get(f"{place}/readyz").status_code == 200
+    assert (home / "credentials" / "admin.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_port_in_use_and_a_home_in_use_are_clear_errors(
+    child: subprocess.Popen[str], home: Path, tmp_path: Path
+) -> None:
+    port = address(child, home).rpartition(":")[2]
+    words = refused(tmp_path / "other", "--port", port)
+    assert f"Port {port} of 127.0.0.1 is in use" in words and "--port" in words
+    assert str(child.pid) in refused(home, "--port", "0")
+
+
+def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(tmp_path / "file" / "home", "--port", "0")
+
+
+def test_a_home_with_a_bad_setting_names_it(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("colour = 'red'\n")
+    assert "colour" in refused(tmp_path, "--port", "0")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_at_once(tmp_path: Path, how: signal.Signals) -> None:
+    child = serve(tmp_path, "--port", "0")
+    place = address(child, tmp_path)
+    with socket.create_connection(("127.0.0.1", int(place.rpartition(":")[2]))):  # an open connection holds nothing up
+        began = time.monotonic()
+        child.send_signal(how)
+        words, faults = child.communicate(timeout=10)
+    assert time.monotonic() - began < 4
+    assert child.returncode == 0 and words.rstrip().endswith(str(tmp_path)), faults
+    assert not (tmp_path / "address").exists() and "Traceback" not in faults
