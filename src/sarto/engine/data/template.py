@@ -128,6 +128,10 @@ class ChatTemplate:
         """Declarations as the template's `tools`; empty where the system turn carries them."""
         return [{"type": "function", "function": tool} for tool in tools] if self.takes_tools else []
 
+    def thinks(self, turn: Turn) -> bool:
+        """Whether a reply comes with reasoning, so that its prompt has to open it."""
+        return bool((split_thought(turn) if self.takes_thought else turn).thought)
+
     def _folded(self, turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...]) -> tuple[Turn, ...]:
         """The same turns, with what the template has no place for told in a turn it has a place for."""
         system = turns[0].text if turns and turns[0].role == "system" else ""

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from sarto.engine.data.layout import training_pieces
 from sarto.engine.data.template import ChatTemplate
 from sarto.errors import FailedPrecondition
-from sarto.schema.turns import Role
+from sarto.schema.turns import Role, RowFault, Turn
 
 WORD_LIMIT = 400_000
 """Words remembered per tokenizer; about 100 MB when full."""
@@ -72,7 +73,10 @@ def unpack(packed: bytes) -> np.ndarray[Any, np.dtype[np.uint32]]:
 class ChatTokenizer:
     """Tokenizer and chat template of one model. `digest` names both; `end_of_turn_ids` end a reply."""
 
-    def __init__(self, tokenizer_json: str, template: str, variables: dict[str, str], end_ids: Iterable[int]) -> None:
+    def __init__(
+        self, folder: Path, tokenizer_json: str, template: str, variables: dict[str, str], end_ids: Iterable[int]
+    ) -> None:
+        self.folder = folder
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -90,7 +94,7 @@ class ChatTokenizer:
         self._first = _Words(self._tokenizer, "")
         parts = [tokenizer_json, template, json.dumps(variables, sort_keys=True)]
         self.digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        self.end_of_turn_ids = frozenset(end_ids)
+        self.end_of_turn_ids = frozenset(end_ids) | self._closing_ids()
         self.plans: dict[tuple[Role, ...], Any] = {}
         """What `render` learned about this template, by shape of conversation."""
 
@@ -107,7 +111,7 @@ class ChatTokenizer:
         ends = generation.get("eos_token_id", config.get("eos_token_id"))
         end_ids = [] if ends is None else (ends if isinstance(ends, list) else [ends])
         variables = _special_variables(settings, config, json.loads(tokenizer_json)["added_tokens"])
-        return cls(tokenizer_json, _read_template(folder, settings), variables, end_ids)
+        return cls(folder, tokenizer_json, _read_template(folder, settings), variables, end_ids)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text; no special token, whatever the text spells."""
@@ -129,6 +133,15 @@ class ChatTokenizer:
             return b"".join((head, *map(self._inner.__getitem__, middle), tail))
         except _Awkward:
             return b"".join(map(self._whole, _CHUNK.findall(text)))
+
+    def _closing_ids(self) -> set[int]:
+        """The token with which the template closes a reply."""
+        probe = (Turn("user", "?"), Turn("model", "!"))
+        try:
+            row = training_pieces(self.template, probe, (), self.special_pattern)[-1]
+        except RowFault as fault:
+            raise FailedPrecondition(f"the chat template cannot be tuned on: {fault}") from None
+        return {self.special_ids[self.special_pattern.findall(row[-1].text)[-1]]}
 
     def _whole(self, chunk: str) -> bytes:
         """Tokens of a stretch that ends where the tokenizer splits, or where the text ends."""
