@@ -23,13 +23,14 @@ import torch
 from sarto.engine.data.batches import Tokenized
 from sarto.engine.data.render import render
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.families.decoder import Decoder
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
 from sarto.schema.examples import RowFault, parse_line
-from sarto.schema.runs import ChosenParameters, DatasetRef, DataStats, Distribution, RunResult, RunSpec
+from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, DataStats, Distribution, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
@@ -38,7 +39,8 @@ STOPPED = 143
 RESULT_FILE, REPORT_FILE = "result.json", "data_report.json"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], loaded: tuple[BaseWeights, Decoder] | None = None) -> int:
+    """`loaded`: a base that is in memory already, taken if it is the one this run needs."""
     spec = RunSpec.model_validate_json(Path(arguments[0]).read_bytes())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
     threading.Thread(target=_watch_parent, daemon=True).start()
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(spec.threads)
     started = time.monotonic()
     try:
-        result = run(spec)
+        result = run(spec, loaded[1] if loaded and loaded[0] == spec.base else None)
     except USER_FAULTS as error:
         logger.info("run refused", extra={"job": spec.job, "fault": error.message})
         result = RunResult(error=error.to_status())
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run(spec: RunSpec) -> RunResult:
+def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
     """Prepare the data, tune, keep the checkpoints. Raises one of USER_FAULTS for what the user can mend."""
     folder = Path(spec.run_folder)
     resume = Path(spec.resume_folder) if spec.resume_folder else None
@@ -70,7 +72,7 @@ def run(spec: RunSpec) -> RunResult:
         parameters = _choose(spec, training)
         stats = _stats(training, parameters)
         journal.say("data", data=stats)
-        session = Session(spec, parameters, training, validation)
+        session = Session(spec, parameters, training, validation, decoder)
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
         keeper = Keeper(folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)

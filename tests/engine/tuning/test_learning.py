@@ -68,7 +68,7 @@ def test_bfloat16_tracks_float32(tiny: BaseWeights, tmp_path: Path) -> None:
 
 def test_validation_is_measured_at_every_checkpoint_and_before_it(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
-    session = Session(spec, make_parameters(epoch_count=3), make_rows(16), make_rows(4, seed=1))
+    session = Session(spec, make_parameters(epoch_count=3), make_rows(16), make_rows(2, seed=1))
     keeper, progress = run(session, spec)
     assert [c.step for c in keeper.checkpoints] == [4, 8, 12]
     assert [c.checkpoint_id for c in keeper.checkpoints] == ["1", "2", "3"]

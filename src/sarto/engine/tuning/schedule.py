@@ -13,7 +13,7 @@ from sarto.schema.runs import EvalMetrics
 
 CHECKPOINTS = 10
 """Below this many epochs every epoch leaves a checkpoint, from it on about this many are spread evenly."""
-EVALUATION_SHARE = 0.1
+EVALUATION_SHARE = 0.05
 """Evaluations between the epoch ends may cost this share of the training tokens."""
 FINAL_RATE = 0.1
 """The cosine ends at this share of the learning rate."""

@@ -50,11 +50,13 @@ class Rows:
 
 def choose_device(spec: RunSpec) -> torch.device:
     """Raises InvalidArgument for a device this machine or Sarto does not have."""
+    count = torch.cuda.device_count()
     if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if spec.device == "cpu" or (spec.device.startswith("cuda") and torch.cuda.is_available()):
-        return torch.device(spec.device)
-    raise InvalidArgument(f'device "{spec.device}" is not available here; known: auto, cpu, cuda where a GPU is found')
+        return torch.device("cuda" if count else "cpu")
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if spec.device not in known:
+        raise InvalidArgument(f'device "{spec.device}" is not available here; known: auto, {", ".join(known)}')
+    return torch.device(spec.device)
 
 
 def choose_dtype(spec: RunSpec, device: torch.device) -> torch.dtype:
@@ -65,13 +67,23 @@ def choose_dtype(spec: RunSpec, device: torch.device) -> torch.dtype:
 class Session:
     """One run's model and state, ready to tune. `parameters` gains what was found out on the way (`details`)."""
 
-    def __init__(self, spec: RunSpec, parameters: ChosenParameters, training: Rows, validation: Rows | None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        parameters: ChosenParameters,
+        training: Rows,
+        validation: Rows | None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        """`decoder`: the base where it is in memory already; it is used if device and precision are those asked for."""
         self.spec, self.training, self.validation = spec, training, validation
         started = time.perf_counter()
         device = choose_device(spec)
         self.dtype = choose_dtype(spec, device)
-        self.decoder = load_base(spec.base, self.dtype, device)
-        self.decoder.ops = choose_operations(device)
+        if decoder is None or (decoder.dtype, decoder.device) != (self.dtype, device):
+            decoder = load_base(spec.base, self.dtype, device)
+            decoder.ops = choose_operations(device)
+        self.decoder = decoder
         targets = tuple(t for t in ALL_TARGETS if t in spec.parameters.target_modules) or ALL_TARGETS
         self.shape = AdapterShape(parameters.rank, parameters.alpha, targets)
         self.adapter = LoraAdapter(self.decoder, self.shape, spec.parameters.seed)

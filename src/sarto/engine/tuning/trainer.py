@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sarto.engine.data.batches import Batch, Tokenized, epoch_order, plan
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.lora import LoraAdapter
+from sarto.engine.tuning.adamw import AdamW
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.supervised import MemoryPlan, batch_loss
 from sarto.errors import FailedPrecondition
@@ -72,11 +73,7 @@ class Trainer:
         self.decoder, self.adapter, self.examples = decoder, adapter, examples
         self.schedule, self.optimisation, self.memory = schedule, optimisation, memory
         self.completed = 0
-        self._values = nn.Parameter(adapter.values)
-        self._values.grad = adapter.gradients
-        self._optimizer = torch.optim.AdamW(
-            [self._values], lr=schedule.learning_rate, weight_decay=optimisation.weight_decay, fused=True
-        )
+        self._optimizer = AdamW(adapter.values, optimisation.weight_decay)
 
     def step(self) -> StepOutcome:
         """Raises FailedPrecondition, naming step and lines, when a loss or the gradient is not finite."""
@@ -91,8 +88,7 @@ class Trainer:
         loss, right = self.accumulate(batches, total, number)
         norm = self._clip(number, lines)
         rate = self.schedule.rate(number)
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
+        self._optimizer.step(self.adapter.gradients, rate)
         self.completed = number
         rendered = sum(batch.rendered_tokens for batch in batches)
         return StepOutcome(loss, right / total, total, rendered, rate, norm)
@@ -120,17 +116,12 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Views of everything that changes from step to step, `completed` apart."""
-        kept = self._optimizer.state[self._values]
-        return {"values": self.adapter.values, "mean": kept["exp_avg"], "square": kept["exp_avg_sq"]}
+        return {"values": self.adapter.values, "mean": self._optimizer.mean, "square": self._optimizer.square}
 
     def restore(self, completed: int, state: dict[str, Tensor]) -> None:
-        self.completed = completed
-        self.adapter.values.copy_(state["values"])
-        self._optimizer.state[self._values] = {
-            "step": torch.tensor(float(completed)),
-            "exp_avg": state["mean"].to(self.decoder.device),
-            "exp_avg_sq": state["square"].to(self.decoder.device),
-        }
+        self.completed = self._optimizer.completed = completed
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     def _clip(self, number: int, lines: list[int]) -> float:
         norm = float(self.adapter.gradients.norm())
