@@ -15,6 +15,7 @@ import pytest
 from sarto.control import events, models, tuning_jobs
 from sarto.control.context import Control
 from sarto.control.supervisor import Supervisor
+from sarto.errors import NotFound
 from sarto.names import ResourceName, parse_gs_uri, parse_resource
 from sarto.schema.tuning_jobs import TuningJob
 from tests.control.homes import create, member, read, stand_in_executor, state, wait_for_end, wait_until
@@ -231,3 +232,21 @@ def test_progress_is_seen_while_the_job_runs(control: Control, supervise: Superv
     assert job["tuningJobMetadata"]["totalStepCount"] == "6" and "tuningDataStats" in job
     tuning_jobs.cancel(control, member(control), name)
     wait_for_end(control, name)
+
+
+def test_deleting_a_cancelled_job_removes_the_checkpoints_it_had_published(
+    control: Control, supervise: Supervise
+) -> None:
+    supervise(control)
+    name = create(control, "slow")
+    wait_until(lambda: "tunedModel" in read(control, name))
+    endpoint = read(control, name)["tunedModel"]["checkpoints"][0]["endpoint"]
+    folder = Path(models.resolve(control, member(control), endpoint).adapter_folder)
+    tuning_jobs.cancel(control, member(control), name)
+    wait_for_end(control, name)
+    assert folder.exists() and control.buckets.list("sarto-demo-models").objects
+    tuning_jobs.delete(control, member(control), name)
+    assert not folder.exists() and not control.job_folder(name.id).exists()
+    assert control.buckets.list("sarto-demo-models").objects == ()
+    with pytest.raises(NotFound):
+        models.resolve(control, member(control), endpoint)

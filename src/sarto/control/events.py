@@ -18,11 +18,17 @@ from sarto.schema.wire import format_time
 from sarto.storage.tables import job_event, tuning_job
 
 MOST = 1000
+_INSERT = job_event.insert()
 
 
 def timestamp(seconds: float) -> str:
     """Seconds since 1970 as the API writes times."""
-    return format_time(datetime.fromtimestamp(seconds, UTC))
+    return format_time(moment(seconds))
+
+
+def moment(seconds: float) -> datetime:
+    """Seconds since 1970 as a time, to the microsecond."""
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def record(
@@ -35,17 +41,8 @@ def record(
     message: str,
     data: dict[str, Any] | None = None,
 ) -> None:
-    connection.execute(
-        job_event.insert().values(
-            project=project,
-            job=job,
-            epoch=epoch,
-            time=now,
-            kind=kind,
-            message=message,
-            data=orjson.dumps(data or {}).decode(),
-        )
-    )
+    row = {"project": project, "job": job, "epoch": epoch, "time": now, "kind": kind, "message": message}
+    connection.execute(_INSERT, {**row, "data": orjson.dumps(data or {}).decode()})
 
 
 def list_(

@@ -5,24 +5,23 @@ A version's row holds what does not change; default alias, default checkpoint an
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, filters, iam, operations, paging
+from sarto.control import events, filters, iam, leftovers, operations, paging
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
+from sarto.control.leftovers import Leftovers
 from sarto.control.resolution import DEFAULT_ALIAS, Deployed, find_version, resolve
 from sarto.control.validation import NAME_CHARACTERS
-from sarto.errors import FailedPrecondition, InvalidArgument, NotFound
-from sarto.names import LocationName, ResourceName, check_id, parse_gs_uri
+from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.names import LocationName, ResourceName, check_id
 from sarto.schema.models import Model
-from sarto.storage.tables import checkpoint, endpoint, model, model_version
+from sarto.storage.tables import endpoint, model, model_version
 
 __all__ = [
     "Deployed", "delete", "delete_version", "get", "list_", "list_versions", "merge_version_aliases", "resolve",
@@ -162,8 +161,8 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> dict[s
         removed = [_delete_version(connection, row) for row in rows]
         connection.execute(model.delete().where(_is_model(project, name.id)))
         made = _deleted(control, connection, name.of_project(project))
-    for row, folders in zip(rows, removed, strict=True):
-        _delete_files(control, project, orjson.loads(row.resource)["artifactUri"], folders)
+    for files in removed:
+        leftovers.remove(control, files)
     return made
 
 
@@ -175,9 +174,9 @@ def delete_version(control: Control, principal: Principal, name: ResourceName) -
         found = connection.execute(sa.select(model).where(_is_model(project, name.id))).one()
         if row.version == found.default_version:
             raise FailedPrecondition(f"{name} is the default version; give that alias to another one first.")
-        folders = _delete_version(connection, row)
+        files = _delete_version(connection, row)
         made = _deleted(control, connection, name.of_project(project))
-    _delete_files(control, project, orjson.loads(row.resource)["artifactUri"], folders)
+    leftovers.remove(control, files)
     return made
 
 
@@ -233,12 +232,7 @@ def _is_model(project: str, model_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(model.c.project == project, model.c.id == model_id)
 
 
-def _delete_version(connection: Connection, row: AnyRow) -> list[str]:
-    """Remove a version's rows; gives the adapter folders that nothing refers to any more."""
-    ours = sa.and_(checkpoint.c.project == row.project, checkpoint.c.job == row.job)
-    folders = set(connection.execute(sa.select(checkpoint.c.adapter_folder).where(ours)).scalars())
-    connection.execute(checkpoint.delete().where(ours))
-    connection.execute(endpoint.delete().where(endpoint.c.project == row.project, endpoint.c.job == row.job))
+def _delete_version(connection: Connection, row: AnyRow) -> Leftovers:
     connection.execute(
         model_version.delete().where(
             model_version.c.project == row.project,
@@ -246,22 +240,7 @@ def _delete_version(connection: Connection, row: AnyRow) -> list[str]:
             model_version.c.version == row.version,
         )
     )
-    still = sa.select(checkpoint.c.adapter_folder).where(checkpoint.c.adapter_folder.in_(folders))
-    return sorted(folders - set(connection.execute(still).scalars()))
-
-
-def _delete_files(control: Control, project: str, artifact_uri: str, folders: list[str]) -> None:
-    """Files in the service's bucket and on this machine. What lies in a user's `outputUri` is the user's."""
-    bucket, prefix = parse_gs_uri(artifact_uri, "artifact_uri")
-    if bucket.startswith("sarto-") and bucket.endswith("-models"):
-        try:
-            while names := control.buckets.list(bucket, prefix, project=project).objects:
-                for found in names:
-                    control.buckets.delete(bucket, found.name, project=project)
-        except NotFound:
-            pass  # someone else removed them
-    for folder in folders:
-        shutil.rmtree(Path(folder), ignore_errors=True)
+    return leftovers.forget_checkpoints(connection, row.project, row.job)
 
 
 def _deleted(control: Control, connection: Connection, name: ResourceName) -> dict[str, Any]:

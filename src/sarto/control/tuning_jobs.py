@@ -6,6 +6,7 @@ Knows no run: `supervisor` takes jobs from here through `leases` and reports bac
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -14,14 +15,14 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, filters, iam, paging, resolution, validation
+from sarto.control import events, filters, iam, leftovers, paging, resolution, validation
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
 from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from sarto.names import LocationName, ResourceName, new_id
 from sarto.schema.tuning_jobs import FINAL_STATES, JobState, TuningJob
-from sarto.storage.tables import experiment, job_event, job_label, metric_point, request_id, tuning_job
+from sarto.storage.tables import experiment, job_event, job_label, metric_point, model_version, request_id, tuning_job
 
 PENDING = JobState.JOB_STATE_PENDING
 RUNNING = JobState.JOB_STATE_RUNNING
@@ -70,17 +71,16 @@ def create(
         if request and (earlier := _earlier(connection, project, request, body)) is not None:
             return earlier
         now = control.database.now(connection)
-        stored = accepted.model_copy(update={"name": str(name), "state": PENDING})
-        resource = stored.to_json()
-        resource["createTime"] = resource["updateTime"] = timestamp(now)
-        _insert(connection, name, accepted, resource, orjson.dumps(asdict(plan)).decode(), now)
+        times = dict.fromkeys(("create_time", "update_time"), events.moment(now))
+        stored = accepted.model_copy(update={"name": str(name), "state": PENDING, **times})
+        _insert(connection, name, stored, orjson.dumps(asdict(plan)).decode(), now)
         if request:
             connection.execute(
                 request_id.insert().values(
                     project=project, id=request, body_digest=body, resource_name=str(name), create_time=now
                 )
             )
-    return TuningJob.read(resource)
+    return stored
 
 
 def get(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def cancel(control: Control, principal: Principal, name: ResourceName) -> None:
 
 
 def delete(control: Control, principal: Principal, name: ResourceName) -> None:
-    """Remove an ended job's record; its model and endpoints stay. Raises NotFound, FailedPrecondition."""
+    """Remove an ended job's record and run folder; its model stays. Raises NotFound, FailedPrecondition."""
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.delete", name.project).number
     with control.database.transaction() as connection:
         row = find(connection, project, name, lock=True)
@@ -142,6 +142,13 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> None:
         connection.execute(tuning_job.delete().where(tuning_job.c.project == project, tuning_job.c.id == name.id))
         for table in (job_label, job_event, metric_point, experiment):
             connection.execute(table.delete().where(table.c.project == project, table.c.job == name.id))
+        made = sa.select(model_version.c.job).where(model_version.c.project == project, model_version.c.job == name.id)
+        files = None
+        if connection.execute(made).first() is None:  # checkpoints of a job that never became a model
+            files = leftovers.forget_checkpoints(connection, project, name.id)
+    if files is not None:
+        leftovers.remove(control, files)
+    shutil.rmtree(control.job_folder(name.id), ignore_errors=True)
 
 
 def find(connection: Connection, project: str, name: ResourceName, *, lock: bool = False) -> AnyRow:
@@ -201,28 +208,25 @@ def amend(
     return resource
 
 
-def _insert(
-    connection: Connection, name: ResourceName, job: TuningJob, resource: dict[str, Any], run: str, now: float
-) -> None:
+def _insert(connection: Connection, name: ResourceName, job: TuningJob, run: str, now: float) -> None:
+    row = {
+        "project": name.project,
+        "id": name.id,
+        "location": name.location,
+        "state": str(PENDING),
+        "base_model": job.base_model or (job.pre_tuned_model.base_model if job.pre_tuned_model else ""),
+        "display_name": job.tuned_model_display_name,
+        "create_time": now,
+        "resource": orjson.dumps(job.to_json()).decode(),
+        "run": run,
+        "attempt": 0,
+        "not_before": 0.0,
+        "cancel_requested": False,
+        "lease_epoch": 0,
+    }
+    connection.execute(_INSERT_JOB, row)
     connection.execute(
-        tuning_job.insert().values(
-            project=name.project,
-            id=name.id,
-            location=name.location,
-            state=str(PENDING),
-            base_model=job.base_model or (job.pre_tuned_model.base_model if job.pre_tuned_model else ""),
-            display_name=job.tuned_model_display_name,
-            create_time=now,
-            resource=orjson.dumps(resource).decode(),
-            run=run,
-            attempt=0,
-            not_before=0.0,
-            cancel_requested=False,
-            lease_epoch=0,
-        )
-    )
-    connection.execute(
-        job_label.insert(),
+        _INSERT_LABEL,
         [{"project": name.project, "job": name.id, "key": k, "value": v} for k, v in job.labels.items()],
     )
     events.record(connection, name.project, name.id, 0, now, "created", "The job was accepted.")
@@ -284,6 +288,8 @@ def _label_presence(node: filters.Comparison) -> sa.ColumnElement[bool]:
     return _label_sql(filters.Comparison(f"labels.{node.value}", ":", "*", node.position))
 
 
+_INSERT_JOB = tuning_job.insert()
+_INSERT_LABEL = job_label.insert()
 _FILTERS: dict[str, filters.Compiler] = {
     "state": filters.choice_sql(tuning_job.c.state, JobState),
     "labels": _label_presence,
