@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sarto.engine.data.batches import Tokenized
-from sarto.engine.data.render import render
+from sarto.engine.data.prepare import Limits, Prepared, prepare
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.tuning.journal import Journal
@@ -29,8 +28,7 @@ from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
-from sarto.schema.examples import RowFault, parse_line
-from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, DataStats, Distribution, RunResult, RunSpec
+from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
@@ -67,12 +65,14 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
     try:
         journal.say("phase", phase="PROCESSING_DATASET")
         tokenizer = ChatTokenizer.load(Path(spec.base.folder))
-        training = _read_rows(spec.training_dataset, tokenizer, spec)
-        validation = _read_rows(spec.validation_dataset, tokenizer, spec) if spec.validation_dataset else None
-        parameters = _choose(spec, training)
-        stats = _stats(training, parameters)
+        training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples)
+        validation = None
+        if spec.validation_dataset is not None:
+            validation = _prepare(spec, spec.validation_dataset, tokenizer, spec.max_validation_examples)
+        parameters = _choose(spec, len(training.store))
+        stats = training.stats(parameters.total_steps)
         journal.say("data", data=stats)
-        session = Session(spec, parameters, training, validation, decoder)
+        session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
         keeper = Keeper(folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)
@@ -90,40 +90,20 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         journal.close()
 
 
-class _Memory:
-    def __init__(self, rows: list[Tokenized]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def tokens(self, index: int) -> np.ndarray:
-        return self.rows[index].tokens
-
-    def loss_mask(self, index: int) -> np.ndarray:
-        return self.rows[index].loss_mask
-
-    def line(self, index: int) -> int:
-        return self.rows[index].line
+def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_examples: int) -> Prepared:
+    return prepare(
+        dataset, tokenizer, max_tokens=spec.max_tokens_per_example, cache_folder=spec.cache_folder,
+        data_format=spec.data_format, limits=Limits(max_examples=max_examples), processes=spec.threads,
+    )  # fmt: skip
 
 
-def _read_rows(dataset: DatasetRef, tokenizer: ChatTokenizer, spec: RunSpec) -> Rows:
-    found = []
-    for number, raw in enumerate(Path(dataset.path).read_bytes().splitlines(), 1):
-        try:
-            for rendered in render(parse_line(raw, number, data_format=spec.data_format), tokenizer):
-                tokens, mask = np.array(rendered.tokens, np.uint32), np.array(rendered.loss_mask, np.bool_)
-                if len(tokens) <= spec.max_tokens_per_example:
-                    found.append(Tokenized(tokens, mask, number))
-        except RowFault as error:
-            raise InvalidArgument(f"{dataset.uri}: {error}") from None
-    if not found:
-        raise InvalidArgument(f"{dataset.uri} has no rows to learn from")
-    return Rows(_Memory(found), np.array([len(row.tokens) for row in found]), dataset.digest or dataset.path)
+def _rows(prepared: Prepared) -> Rows:
+    store = prepared.store
+    return Rows(store, store.lengths.astype(np.int64), store.folder.name)
 
 
-def _choose(spec: RunSpec, training: Rows) -> ChosenParameters:
-    given, count = spec.parameters, len(training.examples)
+def _choose(spec: RunSpec, count: int) -> ChosenParameters:
+    given = spec.parameters
     epochs, batch = given.epoch_count or 4, given.batch_size or 8
     steps = epochs * -(-count // batch)
     return ChosenParameters(
@@ -131,20 +111,6 @@ def _choose(spec: RunSpec, training: Rows) -> ChosenParameters:
         learning_rate=(given.learning_rate or 5e-4) * given.learning_rate_multiplier,
         warmup_steps=max(1, round(given.warmup_fraction * steps)), total_steps=steps, precision="", device="",
         threads=spec.threads, reasons={},
-    )  # fmt: skip
-
-
-def _stats(training: Rows, parameters: ChosenParameters) -> DataStats:
-    lengths = training.lengths
-    whole = Distribution(
-        sum=int(lengths.sum()), min=float(lengths.min()), max=float(lengths.max()), mean=float(lengths.mean()),
-        median=float(np.median(lengths)), p5=float(np.percentile(lengths, 5)), p95=float(np.percentile(lengths, 95)),
-        buckets=[],
-    )  # fmt: skip
-    return DataStats(
-        example_count=len(lengths), dropped_count=0, dropped_indices=[], dropped_reasons=[], character_count=0,
-        token_count=whole.sum, input_tokens=whole, output_tokens=whole, messages=whole, sample_contents=[],
-        step_count=parameters.total_steps,
     )  # fmt: skip
 
 
