@@ -31,7 +31,7 @@ from sarto.engine.tuning.memory import LADDER
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.trainer import Optimisation, Trainer
 from sarto.schema.runs import BaseWeights
-from training_ours import Nothing
+from training.ours import Nothing
 
 LAYERS, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, VOCABULARY = 4, 576, 1536, 9, 3, 16384
 WARM_ROUNDS = 2

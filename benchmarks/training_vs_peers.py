@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from training_data import write
+from training.data import write
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "training"
 PEER_PACKAGES = (f"torch=={torch.__version__.partition('+')[0]}", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0")
 DEFAULTS = "trl defaults"
 PEERS: dict[str, list[str]] = {
@@ -109,13 +109,13 @@ class Bench:
         self.peaks: list[float] = []
 
     def ours(self, *flags: str) -> Worker:
-        command = [sys.executable, str(HERE / "training_ours.py"), "--base", str(self.given.base)]
+        command = [sys.executable, str(HERE / "ours.py"), "--base", str(self.given.base)]
         return Worker([*command, "--threads", str(self.given.threads), *flags], self.given.threads, self.folder)
 
     def compare(self, name: str, data: str, steps: int) -> Measured:
         """Peer and ours in turn on the same examples."""
         measured = Measured()
-        command = [str(self.python), str(HERE / "training_peer.py"), *PEERS[name], "--base", str(self.given.base)]
+        command = [str(self.python), str(HERE / "peer.py"), *PEERS[name], "--base", str(self.given.base)]
         command += ["--data", str(self.data[data]), "--steps", str(steps)]
         peer = Worker(command, self.given.threads, self.folder)
         ours = self.ours()

@@ -1,6 +1,6 @@
 """One peer library as a user would call it, one optimiser step per line on standard input.
 
-Runs in the peers' environment, started by `training_vs_peers.py`. Before each step it waits for a line; after it, it
+Runs in the peers' environment, started by `../training_vs_peers.py`. Before each step it waits for a line; after it, it
 prints one JSON object: the step's examples as tokens and masks, seconds, processor seconds, loss, peak memory so far.
 """
 

@@ -1,4 +1,4 @@
-"""Our training step on given examples, one step per line on standard input. Started by `training_vs_peers.py`.
+"""Our training step on given examples, one step per line on standard input. Started by `../training_vs_peers.py`.
 
 A line is a JSON list of [tokens, learned] pairs; the answer is one JSON object: seconds, processor seconds, loss, peak
 memory. An empty list asks for the ceiling of square products instead, measured between steps.
