@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "support_tickets"
-SIZES = {"train": 220, "validation": 40, "test": 40}
+SIZES = {"train": 300, "validation": 40, "test": 40}
 VALUES: dict[str, set[Any]] = {
     "lang": {"en", "de", "it", "es"},
     "product": {"kitchen", "garden", "bike", "audio", "net", "none"},
