@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from pydantic.alias_generators import to_camel
 from sqlalchemy.dialects import postgresql, sqlite
@@ -98,13 +99,13 @@ class Gathered:
         ):
             self.points[f"/{part}_{name}", measured.step] = (value, time)
 
-    def metadata(self) -> dict[str, Any] | None:
+    def metadata(self, resource: dict[str, Any]) -> dict[str, Any] | None:
         """The job's `tuningJobMetadata` as it stands."""
         if self.chosen is None:
             return None
         written: dict[str, Any] = {
             "totalStepCount": str(self.chosen.total_steps),
-            "effectiveParameters": effective(self.chosen),
+            "effectiveParameters": effective(self.chosen, resource),
         }
         if self.step is not None:
             epochs = self.step.step * self.chosen.epoch_count // max(self.chosen.total_steps, 1)
@@ -122,12 +123,11 @@ def write(database: Database, lease: Lease, gathered: Gathered) -> None:
     """Write and forget what was gathered. Raises Fenced."""
     if not gathered.is_changed:
         return
-    metadata = gathered.metadata()
-    changes = {**gathered.changes, **({"tuningJobMetadata": metadata} if metadata else {})}
     with database.transaction() as connection:
         row = leases.hold(connection, lease)
         now = database.now(connection)
-        amend(connection, row, now, changes)
+        metadata = gathered.metadata(orjson.loads(row.resource))
+        amend(connection, row, now, {**gathered.changes, **({"tuningJobMetadata": metadata} if metadata else {})})
         _write_points(connection, database.is_sqlite, lease, gathered.points)
         for kind, message, data in gathered.told:
             events.record(connection, lease.project, lease.job, lease.epoch, now, kind, message, data)
@@ -135,11 +135,15 @@ def write(database: Database, lease: Lease, gathered: Gathered) -> None:
     gathered.is_changed = False
 
 
-def effective(chosen: ChosenParameters) -> dict[str, Any]:
-    """What the run really uses and why, in the API's spelling."""
+def effective(chosen: ChosenParameters, resource: dict[str, Any]) -> dict[str, Any]:
+    """What the run of the job `resource` really uses, and why where its user did not say, in the API's spelling."""
+    given = resource["supervisedTuningSpec"].get("hyperParameters", {})
     written: dict[str, Any] = {to_camel(name): value for name, value in chosen.model_dump(mode="json").items()}
-    reasons = {"learning_rate": "as given, or as recommended for the base model", **chosen.reasons}
-    return {**written, "reasons": {to_camel(name): reason for name, reason in reasons.items()}}
+    reasons = {to_camel(name): reason for name, reason in chosen.reasons.items()}
+    if "learningRate" not in given:
+        times = f", times {given['learningRateMultiplier']:g}" if "learningRateMultiplier" in given else ""
+        reasons.setdefault("learningRate", f"the rate recommended for the base model{times}")
+    return {**written, "reasons": reasons}
 
 
 def data_stats(stats: DataStats) -> dict[str, Any]:

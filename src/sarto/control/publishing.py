@@ -324,10 +324,11 @@ def _ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRo
     }
     if result.data is not None:
         changes["tuningDataStats"] = {"supervisedTuningDataStats": data_stats(result.data)}
-    metadata = orjson.loads(row.resource).get("tuningJobMetadata", {})
+    resource = orjson.loads(row.resource)
+    metadata = resource.get("tuningJobMetadata", {})
     metadata.pop("throughput", None)
     if result.parameters is not None:
-        metadata["effectiveParameters"] = effective(result.parameters)
+        metadata["effectiveParameters"] = effective(result.parameters, resource)
         metadata["totalStepCount"] = metadata["completedStepCount"] = str(result.parameters.total_steps)
         metadata["completedEpochCount"] = str(result.parameters.epoch_count)
     return {**changes, "tuningJobMetadata": metadata or None}
