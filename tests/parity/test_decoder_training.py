@@ -15,9 +15,11 @@ from sarto.engine.data.batches import Tokenized, plan
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.families.load import load_base
 from sarto.engine.lora import AdapterShape, LoraAdapter, read_adapter, write_adapter
+from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.ops.fused import FusedOperations
 from sarto.engine.ops.kernels import EagerKernels
 from sarto.engine.ops.plain import Operations, PlainOperations
+from sarto.engine.tuning.adamw import AdamW
 from sarto.engine.tuning.supervised import MemoryPlan, batch_loss
 from sarto.schema.runs import BaseWeights
 from tests.tiny import make_tiny_base
@@ -153,3 +155,38 @@ def test_an_adapter_made_by_peft_is_read(tmp_path: Path) -> None:
     adapter.load(file)
     assert file.shape == AdapterShape(2, 4.0, ("q_proj", "v_proj"))
     assert len(list(adapter.named_tensors())) == len(file.tensors) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.real_base
+def test_loss_and_gradients_equal_pefts_on_the_small_base(real_base: BaseWeights, tmp_path: Path) -> None:
+    """The bars of the benchmark: 1e-5 for both."""
+    examples = make_examples(4, vocabulary=49_000)
+    loss, gradients = our_step(real_base, examples, ops=choose_operations(torch.device("cpu")))
+    expected_loss, expected = reference_step(real_base, examples, tmp_path / "adapter")
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert_same_gradients(gradients, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.real_base
+@pytest.mark.skipif(native_dtype(torch.device("cpu")) != torch.bfloat16, reason="no bfloat16 products here")
+def test_bfloat16_tracks_float32_on_the_small_base(real_base: BaseWeights) -> None:
+    """Five updates on the same examples: losses within 2e-2 of each other."""
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = load_base(real_base, dtype)
+        decoder.ops = choose_operations(torch.device("cpu"))
+        adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
+        optimizer = AdamW(adapter.values, 0.0)
+        losses[dtype] = []
+        for step in range(5):
+            (batch,) = plan(make_examples(4, seed=step % 2, vocabulary=2000), ALL.token_budget)
+            adapter.gradients.zero_()
+            loss, _ = batch_loss(decoder, adapter, batch, ALL)
+            (loss / len(batch.targets)).backward()
+            adapter.gradients.mul_((1.0 / adapter.gradients.norm()).clamp(max=1.0))
+            optimizer.step(adapter.gradients, 2e-4)
+            losses[dtype].append(float(loss.detach()) / len(batch.targets))
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], abs=2e-2)
+    assert losses[torch.float32][4] < losses[torch.float32][0]
