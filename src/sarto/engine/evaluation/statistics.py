@@ -216,13 +216,15 @@ def _wilson(hits: float, count: int, z: float) -> tuple[float, float]:
 
 
 def _newcombe(before: Sequence[float], after: Sequence[float], confidence: float) -> Interval:
-    """Difference of two paired shares from their Wilson limits and their correlation (Newcombe's method 10, without
-    its continuity correction)."""
+    """Difference of two paired shares from their Wilson limits and their correlation, that one corrected for continuity
+    (Newcombe's method 10); without the correction 20 rows are covered in 92 % of cases only."""
     count, z = len(before), _z(confidence)
     both = sum(1 for a, b in zip(before, after, strict=True) if a and b)
     first, second = sum(before), sum(after)
     margins = first * (count - first) * second * (count - second)
-    phi = (both * count - first * second) / math.sqrt(margins) if margins else 0.0
+    product = both * count - first * second
+    corrected = max(0.0, product - count / 2) if product > 0 else product
+    phi = corrected / math.sqrt(margins) if margins else 0.0
     low_1, high_1 = _wilson(first, count, z)
     low_2, high_2 = _wilson(second, count, z)
     p_1, p_2 = first / count, second / count
