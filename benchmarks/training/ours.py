@@ -55,6 +55,7 @@ def main() -> None:
     decoder = load_base(BaseWeights(name="base", folder=given.base, digest=""), dtype, device)
     decoder.ops = choose_operations(device)
     adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
+    decoder.leave_files()
     memory = LADDER[LOW_MEMORY if given.low_memory else 0]
     trainer = Trainer(decoder, adapter, Nothing(), Schedule(1, 1, 1 << 30, 2e-4, 0), Optimisation(0.0, 1.0, 0), memory)
     per_token, per_target = flops(decoder, adapter)

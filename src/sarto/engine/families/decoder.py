@@ -178,6 +178,12 @@ class Decoder(nn.Module):
                 stream, delta = self._layer(index, stream, delta, rotary, attend, adapters, wanted)
         return self.ops.add_norm(stream, delta, self.norm, self.config.norm_eps)[1]
 
+    def leave_files(self) -> None:
+        """Copy what still shows into the weights' file, so that its pages no longer count as this process's memory."""
+        tied = self.head is self.embedding
+        self.embedding = self.embedding.clone()
+        self.head = self.embedding if tied else self.head.clone()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) → (R, V) in the decoder's dtype."""
         return F.linear(hidden, self.head)

@@ -73,20 +73,23 @@ class Session:
         parameters: ChosenParameters,
         training: Rows,
         validation: Rows | None,
-        decoder: Decoder | None = None,
+        loaded: Decoder | None = None,
     ) -> None:
-        """`decoder`: the base where it is in memory already; it is used if device and precision are those asked for."""
+        """`loaded`: the base where it is in memory already; it is used if device and precision are those asked for."""
         self.spec, self.training, self.validation = spec, training, validation
         started = time.perf_counter()
         device = choose_device(spec)
         self.dtype = choose_dtype(spec, device)
-        if decoder is None or (decoder.dtype, decoder.device) != (self.dtype, device):
-            decoder = load_base(spec.base, self.dtype, device)
-            decoder.ops = choose_operations(device)
-        self.decoder = decoder
+        if loaded is not None and (loaded.dtype, loaded.device) == (self.dtype, device):
+            self.decoder = loaded
+        else:
+            self.decoder = load_base(spec.base, self.dtype, device)
+            self.decoder.ops = choose_operations(device)
         targets = tuple(t for t in ALL_TARGETS if t in spec.parameters.target_modules) or ALL_TARGETS
         self.shape = AdapterShape(parameters.rank, parameters.alpha, targets)
         self.adapter = LoraAdapter(self.decoder, self.shape, spec.parameters.seed)
+        if self.decoder is not loaded:
+            self.decoder.leave_files()
         if spec.parent_adapter is not None:
             self.adapter.load(read_adapter(Path(spec.parent_adapter)))
         self.schedule = Schedule(
