@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ LABELS = 200
 PROVED_ROWS = 16
 """Rows of a block whose prompts are rendered a second time the way serving does it, and compared."""
 SHOWN_SECRETS = 1000
-LANGUAGE_EVERY = 16
+LANGUAGE_ROWS, LANGUAGE_EVERY = 1000, 16
+"""The language is guessed of so many first rows, and of each sixteenth after them."""
 SAMPLE_CHARACTERS = 400
 COLUMNS: dict[str, str] = {
     "lines": "<i8",  # 1-based line of each example
@@ -73,7 +74,7 @@ class Facts:
             self.labels = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,8 @@ class _Observations:
             self.labels[reply if len(reply) <= LABEL_CHARACTERS else ""] += 1
             if len(self.labels) > LABELS:
                 self.labels = None
-        if line % LANGUAGE_EVERY == 1:
-            self.languages[guess_language(reply)] += 1
+        if line % LANGUAGE_EVERY == 1 or line <= LANGUAGE_ROWS:
+            self.languages[guess_language(" ".join([turn.text for turn in example.turns[-2:]]))] += 1
 
 
 def sample(example: Example) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class TokenStore:
         self._row_lines = np.repeat(self.columns["lines"], self.columns["entries"])
         kind = f"<u{facts['token_bytes']}"
         size = (folder / "tokens").stat().st_size
-        self._tokens = np.memmap(folder / "tokens", dtype=kind, mode="r") if size else np.zeros(0, dtype=kind)
+        self._tokens = np.asarray(np.memmap(folder / "tokens", kind, "r")) if size else np.zeros(0, kind)
 
     def __len__(self) -> int:
         return len(self.lengths)

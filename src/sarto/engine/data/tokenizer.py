@@ -161,15 +161,15 @@ class ChatTokenizer:
         """One token as text, special ones by name; a piece of a character shows as U+FFFD."""
         return self.decode([number], skip_special_tokens=False)
 
-    def stream(self) -> Detokenizer:
-        return Detokenizer(self)
+    def stream(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        return Detokenizer(self, skip_special_tokens)
 
 
 class Detokenizer:
     """Text as tokens arrive: never half a character, and together exactly `decode` of all of them."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: ChatTokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skips = tokenizer, skip_special_tokens
         self._ids: list[int] = []
         self._start = 0
         self._read = 0
@@ -190,8 +190,9 @@ class Detokenizer:
         return text[len(known) :]
 
     def _texts(self) -> tuple[str, str]:
-        decode = self._tokenizer.decode
-        return decode(self._ids[self._start : self._read]), decode(self._ids[self._start :])
+        known, every = self._ids[self._start : self._read], self._ids[self._start :]
+        decode, skips = self._tokenizer.decode, self._skips
+        return decode(known, skip_special_tokens=skips), decode(every, skip_special_tokens=skips)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

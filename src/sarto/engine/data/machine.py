@@ -1,0 +1,49 @@
+"""What this machine can do, measured in a moment, for forecasts. Loads torch, as only `batches` does beside it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from sarto.engine.data.forecast import Machine
+
+SIZE = 1024
+SECONDS = 0.15
+
+
+def measure(threads: int) -> Machine:
+    """The machine as `threads` of it or its accelerator would work on a run."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return Machine("cuda", threads, _speed("cuda", torch.bfloat16), free)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        speed = max(_speed("cpu", kind) for kind in (torch.float32, torch.bfloat16))
+    finally:
+        torch.set_num_threads(before)
+    return Machine("cpu", threads, speed, _free_memory())
+
+
+def _speed(device: str, kind: torch.dtype) -> float:
+    """Floating-point operations per second of a square product."""
+    one = torch.ones(SIZE, SIZE, dtype=kind, device=device)
+    for _ in range(2):
+        one @ one
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        product = one @ one
+        count += 1
+    float(product[0, 0])  # waits for an accelerator
+    return 2.0 * SIZE**3 * count / (time.perf_counter() - started)
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; 0 where the system does not say."""
+    information = Path("/proc/meminfo")
+    if not information.exists():
+        return 0
+    lines = (line.split() for line in information.read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")

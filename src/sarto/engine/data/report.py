@@ -1,0 +1,140 @@
+"""The data report: everything there is to know about a dataset before a second is spent on it, as one JSON object.
+
+Built from token stores alone, so a run writes it for nothing and `sarto data check` needs no run. Doors only print it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from pydantic.alias_generators import to_camel
+
+from sarto.engine.data.automatic import DataShape, choose
+from sarto.engine.data.duplicates import find_duplicates, find_overlap
+from sarto.engine.data.forecast import BaseShape, Machine, forecast
+from sarto.engine.data.prepare import SHOWN_FAULTS, Limits, Prepared
+from sarto.schema.runs import BaseWeights, TuningParameters
+
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
+EMPTY_REPLIES = ("a turn without text", "a reply without text", "no text")
+THEIRS = ("labels", "sample_contents", "scripts", "languages", "formats", "roles", "counts")
+"""Keys whose values have the user's words as keys."""
+
+
+def data_report(
+    training: Prepared,
+    validation: Prepared | None,
+    base: BaseWeights,
+    shape: BaseShape,
+    given: TuningParameters,
+    *,
+    max_tokens: int,
+    machine: Machine | None = None,
+    limits: Limits = Limits(),
+) -> dict[str, Any]:
+    """The report, in the API's spelling. Without `machine` it forecasts steps but neither time nor memory."""
+    store, facts = training.store, training.store.facts
+    chosen = choose(DataShape.of(store), given, shape.parameters)
+    rows = len(store.columns["lines"]) + len(facts.faults)
+    report = {
+        "dataset": _dataset(training),
+        "base_model": {"name": base.name, "digest": base.digest, "max_tokens_per_example": max_tokens},
+        "is_usable": bool(len(store)) and len(facts.faults) <= limits.max_dropped_share * rows,
+        "statistics": training.stats(chosen.total_steps).model_dump(),
+        "over_long": _over_long(training),
+        "duplicates": asdict(find_duplicates(store)) if len(store) else None,
+        "automatic": chosen.model_dump(),
+        "forecast": forecast(DataShape.of(store), chosen, shape, machine),
+    }
+    if validation is not None:
+        report["validation"] = {**_dataset(validation), "overlap": asdict(find_overlap(store, validation.store))}
+    report["findings"] = findings(report)
+    spelled: dict[str, Any] = _spell(report)
+    return spelled
+
+
+def findings(report: dict[str, Any]) -> list[dict[str, str]]:
+    """What a person should look at, the worst first: `level` is error, warning or note."""
+    found: list[tuple[str, str]] = []
+    dataset, repeated = report["dataset"], report["duplicates"]
+
+    def say(level: str, count: int, words: str) -> None:
+        if count:
+            found.append((level, f"{count:,} {words}"))
+
+    if not report["is_usable"]:
+        found.append(("error", "too many rows cannot be used; the job would fail before training"))
+    say("warning", dataset["faults"]["count"], "rows cannot be used and are dropped; each is listed with its reason")
+    say("error", dataset["replies"]["without_loss"], "rows have no token to learn")
+    say("error", dataset["tokens"]["double_bos"], "rows begin with two begin-of-text tokens")
+    say("error", dataset["tokens"]["no_end_of_turn"], "rows do not end with a token at which serving stops")
+    for kind, count in dataset["secrets"]["counts"].items():
+        say(
+            "note" if kind == "e-mail address" else "warning",
+            count,
+            f"times something like a {kind} stands in the rows",
+        )
+    if repeated:
+        say("warning", repeated["exact_count"], "rows repeat an earlier row")
+        say("warning", repeated["same_prompt_count"], "rows give another reply to a prompt that came before")
+        say("note", repeated["near_count"], "rows are nearly the same as another")
+    if "validation" in report:
+        say("warning", report["validation"]["overlap"]["same_prompts"], "validation rows have their prompt in training")
+        say("warning", report["validation"]["faults"]["count"], "validation rows cannot be used and are dropped")
+    say("note", dataset["replies"]["one_token"], "replies are a single token")
+    order = ("error", "warning", "note")
+    return [{"level": level, "message": words} for level, words in sorted(found, key=lambda each: order.index(each[0]))]
+
+
+def _dataset(prepared: Prepared) -> dict[str, Any]:
+    columns, facts = prepared.store.columns, prepared.store.facts
+    counts = facts.counts
+    secrets = [{"line": line, "kind": kind, "begins": begins} for line, kind, begins in facts.secrets[:SHOWN_FAULTS]]
+    return {
+        "uri": prepared.dataset.uri,
+        "size_bytes": prepared.dataset.size_bytes,
+        "rows": len(columns["lines"]) + len(facts.faults),
+        "used_rows": len(columns["lines"]),
+        "token_rows": len(prepared.store),
+        "faults": {
+            "count": len(facts.faults),
+            "shown": [fault.to_json() for fault in prepared.faults[:SHOWN_FAULTS]],
+        },
+        "formats": counts.get("formats", {}),
+        "roles": counts.get("roles", {}),
+        "turns": {key: counts["turns"][key] for key in sorted(counts.get("turns", {}), key=int)},
+        "replies": {
+            "empty": sum(fault[2] in EMPTY_REPLIES for fault in facts.faults),
+            "one_token": int((columns["learned_of"] <= 2).sum()),  # the token and the end of the turn
+            "without_loss": int((columns["learned_of"] == 0).sum()),
+        },
+        "tokens": counts.get("tokens", {}),
+        "scripts": counts.get("scripts", {}),
+        "languages": counts.get("languages", {}),
+        "labels": _labels(facts.labels, len(columns["lines"])),
+        "secrets": {"counts": counts.get("secrets", {}), "shown": secrets},
+    }
+
+
+def _labels(labels: dict[str, int] | None, rows: int) -> dict[str, int] | None:
+    """Short replies by frequency, where they repeat enough to be labels."""
+    if labels is None or "" in labels or len(labels) * 3 > rows:
+        return None
+    return dict(sorted(labels.items(), key=lambda item: -item[1]))
+
+
+def _over_long(prepared: Prepared) -> dict[str, int]:
+    """Rows that would not fit, by context length; those dropped for their length included."""
+    lengths = np.concatenate([prepared.store.lengths, prepared.store.columns["too_long"]])
+    return {str(context): int((lengths > context).sum()) for context in CONTEXTS}
+
+
+def _spell(value: Any) -> Any:
+    """Our keys in camelCase; the user's stay as they are."""
+    if isinstance(value, list | tuple):
+        return [_spell(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {to_camel(key): inner if key in THEIRS else _spell(inner) for key, inner in value.items()}
