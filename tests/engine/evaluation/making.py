@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from sarto.engine.evaluation.asking import Answer, Generate
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import Generate
 from sarto.engine.evaluation.rows import EvaluationRow, rows_from
 from sarto.schema.generation import Candidate, Content, GenerateContentRequest, GenerateContentResponse, Part
 

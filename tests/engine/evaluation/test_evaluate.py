@@ -11,7 +11,8 @@ import pytest
 from google.cloud import aiplatform_v1beta1
 from google.protobuf import json_format
 
-from sarto.engine.evaluation.asking import Answer, answer_rows
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import answer_rows
 from sarto.engine.evaluation.evaluate import AGGREGATION_FILE, ROW_FILE, evaluate_dataset
 from sarto.engine.evaluation.judge import JudgeMetric, ScoreScale, judge_rows
 from sarto.engine.evaluation.plan import judge_models, plan_metrics

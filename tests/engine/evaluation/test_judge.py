@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sarto.engine.evaluation.asking import Answer, Generate
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import Generate
 from sarto.engine.evaluation.judge import (
     CHOICE_ADVICE,
     Judgement,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sarto.engine.evaluation.asking import Answer
+from sarto.engine.evaluation.answers import Answer
 from sarto.engine.evaluation.export import JSON_FILE, LINES_FILE, PAGE_FILE, write_report
 from sarto.engine.evaluation.page import report_page
 from sarto.engine.evaluation.report import Report, System, build_report, dataset_kind

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sarto.engine.evaluation.answers import Answer
 from sarto.engine.evaluation.rows import EvaluationRow, reply_text
 from sarto.errors import Internal, ResourceExhausted, SartoError, Unavailable
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse, GenerationConfig
@@ -22,17 +22,6 @@ PAUSES_SECONDS = (0.5, 2.0, 8.0)
 """Before each new try of a model that is busy or away."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a system answered to the row of that line, or the google.rpc.Status of why it did not."""
-
-    line: int
-    text: str = ""
-    error: dict[str, Any] | None = None
-    finish_reason: str = ""
-    output_tokens: int = 0
 
 
 async def answer_rows(

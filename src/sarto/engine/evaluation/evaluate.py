@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from sarto.engine.evaluation.aggregate import aggregate, choice_mode
-from sarto.engine.evaluation.asking import PAUSES_SECONDS, Answer, Generate
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import PAUSES_SECONDS, Generate
 from sarto.engine.evaluation.judge import Judgement, first_place_share, judge_rows, needs_baseline
 from sarto.engine.evaluation.metrics import Score
 from sarto.engine.evaluation.plan import PlannedMetric, judge_models, plan_metrics

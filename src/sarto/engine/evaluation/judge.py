@@ -16,7 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from sarto.engine.evaluation.aggregate import choice_mode
-from sarto.engine.evaluation.asking import PAUSES_SECONDS, Answer, Generate, ask, spread
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import PAUSES_SECONDS, Generate, ask, spread
 from sarto.engine.evaluation.metrics import read_json
 from sarto.engine.evaluation.rows import EvaluationRow, reply_text
 from sarto.errors import Internal

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from sarto.engine.evaluation.asking import Answer
+from sarto.engine.evaluation.answers import Answer
 from sarto.engine.evaluation.labels import Confusion, are_labels, confusion
 from sarto.engine.evaluation.metrics import METRICS, json_fields, read_json
 from sarto.engine.evaluation.rows import EvaluationRow, json_text
