@@ -67,10 +67,12 @@ class Worker:
     def __init__(self, command: list[str], threads: int, folder: Path) -> None:
         self.started = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment, cwd=folder,
-        )  # fmt: skip
+        self.errors = folder / "stderr.txt"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+                cwd=folder,
+            )  # fmt: skip
 
     def step(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -81,7 +83,7 @@ class Worker:
             if answer.startswith("STEP "):
                 found: dict[str, Any] = json.loads(answer.removeprefix("STEP "))
                 return found
-        raise SystemExit(f"{' '.join(map(str, self.process.args))}: ended without a step")  # type: ignore[union-attr]
+        raise SystemExit(f"a worker ended without a step:\n{self.errors.read_text()[-2000:]}")
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -106,6 +106,14 @@ def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
+def load_tokenizer(base: str) -> Any:
+    """Our folders keep special tokens in `config.json` only."""
+    config = json.loads((Path(base) / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config["eos_token_id"])
+    return tokenizer
+
+
 def make_trl(given: argparse.Namespace, rows: list[dict[str, Any]], lora: LoraConfig, pace: Pace) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -119,7 +127,7 @@ def make_trl(given: argparse.Namespace, rows: list[dict[str, Any]], lora: LoraCo
     data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
     return timed(SFTTrainer, pace)(
         model=model, args=SFTConfig(**settings), train_dataset=data, peft_config=lora, callbacks=[pace],
-        processing_class=AutoTokenizer.from_pretrained(given.base),
+        processing_class=load_tokenizer(given.base),
     )  # fmt: skip
 
 
@@ -127,7 +135,7 @@ def make_trainer(given: argparse.Namespace, rows: list[dict[str, Any]], lora: Lo
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq
 
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
+    tokenizer = load_tokenizer(given.base)
     data = []
     for row in rows:
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
