@@ -107,6 +107,8 @@ def test_a_run_leaves_a_whole_result_and_says_what_it_does(tiny: BaseWeights, tm
     assert result.data.example_count == 24
     assert result.data.step_count == 18
     assert result.peak_memory_bytes > 1 << 20
+    assert result.report_file is not None
+    assert json.loads((Path(spec.run_folder) / result.report_file).read_text())["isUsable"] is True
     told = progress(spec)
     phases = [line.phase for line in told if line.kind == "phase"]
     assert phases == ["PROCESSING_DATASET", "TUNING", "POST_PROCESSING"]

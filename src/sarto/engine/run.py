@@ -9,6 +9,7 @@ writes is whole at every moment. Knows no HTTP, users or database.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -20,7 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sarto.engine.data.automatic import DataShape, choose
+from sarto.engine.data.forecast import BaseShape
 from sarto.engine.data.prepare import Limits, Prepared, prepare
+from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.tuning.journal import Journal
@@ -28,7 +32,7 @@ from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
-from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, RunResult, RunSpec
+from sarto.schema.runs import BaseWeights, DatasetRef, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
@@ -69,9 +73,14 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         validation = None
         if spec.validation_dataset is not None:
             validation = _prepare(spec, spec.validation_dataset, tokenizer, spec.max_validation_examples)
-        parameters = _choose(spec, len(training.store))
+        shape = BaseShape.load(spec.base.folder)
+        parameters = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
         stats = training.stats(parameters.total_steps)
         journal.say("data", data=stats)
+        report = data_report(
+            training, validation, spec.base, shape, spec.parameters, max_tokens=spec.max_tokens_per_example
+        )
+        _write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
         session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
@@ -85,6 +94,7 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
             best_reason=reason,
             data=stats,
             parameters=session.parameters,
+            report_file=REPORT_FILE,
         )
     finally:
         journal.close()
@@ -100,18 +110,6 @@ def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_e
 def _rows(prepared: Prepared) -> Rows:
     store = prepared.store
     return Rows(store, store.lengths.astype(np.int64), store.folder.name)
-
-
-def _choose(spec: RunSpec, count: int) -> ChosenParameters:
-    given = spec.parameters
-    epochs, batch = given.epoch_count or 4, given.batch_size or 8
-    steps = epochs * -(-count // batch)
-    return ChosenParameters(
-        rank=given.rank, alpha=given.alpha, epoch_count=epochs, batch_size=batch,
-        learning_rate=(given.learning_rate or 5e-4) * given.learning_rate_multiplier,
-        warmup_steps=max(1, round(given.warmup_fraction * steps)), total_steps=steps, precision="", device="",
-        threads=spec.threads, reasons={},
-    )  # fmt: skip
 
 
 def _watch_parent() -> None:
