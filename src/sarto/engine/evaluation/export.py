@@ -11,7 +11,7 @@ import orjson
 from pydantic.alias_generators import to_camel
 
 from sarto.engine.evaluation.page import report_page
-from sarto.engine.evaluation.report import Report, System, score_system
+from sarto.engine.evaluation.report import Report, System
 from sarto.engine.evaluation.rows import EvaluationRow
 
 JSON_FILE, LINES_FILE, PAGE_FILE = "report.json", "report.jsonl", "report.html"
@@ -30,22 +30,19 @@ def write_report(folder: Path, report: Report, rows: Sequence[EvaluationRow], sy
 
 def report_json(report: Report) -> dict[str, Any]:
     """The report as a JSON object, names in camelCase."""
-    found = _plain(report)
-    assert isinstance(found, dict)
-    return found
+    return {to_camel(item.name): _plain(getattr(report, item.name)) for item in fields(report) if item.name != "scores"}
 
 
 def report_lines(report: Report, rows: Sequence[EvaluationRow], systems: Sequence[System]) -> Iterator[bytes]:
     """JSON lines: the report without its rows, then one line a row with each system's answer and scores."""
     summary = {name: value for name, value in report_json(report).items() if name != "worseRows"}
     yield orjson.dumps({"type": "report", **summary}) + b"\n"
-    scores = {system.name: score_system(report.metrics, rows, system.answers) for system in systems}
     for index, row in enumerate(rows):
         answers = {}
         for system in systems:
             answer = system.answers[index]
             found: dict[str, Any] = {"text": answer.text} if answer.error is None else {"error": answer.error}
-            found["scores"] = {metric: values[index] for metric, values in scores[system.name].items()}
+            found["scores"] = {metric: values[index] for metric, values in report.scores[system.name].items()}
             answers[system.name] = found
         line = {"type": "row", "line": row.line, "fields": row.fields, "answers": answers}
         yield orjson.dumps(line) + b"\n"

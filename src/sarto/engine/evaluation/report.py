@@ -118,7 +118,9 @@ class Report:
     labels: list[LabelTable]
     best: Verdict | None
     overfit: Overfit | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    scores: dict[str, Scores] = field(default_factory=dict, repr=False)
+    """Every score of every row by system; in the exported lines, not in the summary."""
 
 
 def build_report(
@@ -161,6 +163,7 @@ def build_report(
         best=best_checkpoint(candidates, TITLES.get(primary, primary)) if candidates else None,
         overfit=overfit(candidates),
         notes=[*notes, *_notes(kind, rows, metrics)],
+        scores=scores,
     )
 
 
