@@ -15,12 +15,12 @@ from sarto.control import leases, tuning_jobs
 from sarto.control.context import Limits
 from sarto.control.leases import Lease
 from sarto.control.tuning_jobs import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
-from sarto.names import LocationName
+from sarto.names import LocationName, ResourceName
 from sarto.schema.tuning_jobs import JobState
 from sarto.storage.tables import tuning_job
-from tests.control.homes import create, make_control, member
+from tests.control.homes import PARENT, create, make_control, member
 
-LIMITS = Limits(concurrent_jobs=2, concurrent_runs=2, lease_seconds=600.0)
+LIMITS = Limits(concurrent_jobs=2, concurrent_runs=1, lease_seconds=600.0)
 ENDED = {"SUCCEEDED", "FAILED", "CANCELLED"}
 MOVES = {
     ("PENDING", "RUNNING"), ("PENDING", "FAILED"), ("PENDING", "CANCELLED"), ("RUNNING", "SUCCEEDED"),
@@ -32,22 +32,28 @@ class Store(RuleBasedStateMachine):
     jobs = Bundle("jobs")
     held = Bundle("held")
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(target=jobs)
+    def open(self) -> Any:
+        """Begins with enough jobs to reach every limit without luck."""
         self.home = Path(tempfile.mkdtemp(prefix="sarto-store-"))
         self.control = make_control(self.home, limits=LIMITS)
         self.states: dict[str, str] = {}
         self.holders: dict[str, Lease] = {}
         self.order: list[str] = []
+        self.epochs: dict[str, int] = {}
+        return multiple(*(self.add() for _ in range(4)))
 
     @rule(target=jobs)
     def make(self) -> Any:
+        return self.add()
+
+    def add(self) -> ResourceName:
         name = create(self.control)
         self.states[name.id] = "PENDING"
         self.order.append(name.id)
         return name
 
-    @rule(target=held, owner=st.sampled_from("ab"))
+    @rule(target=held, owner=st.sampled_from("abc"))
     def claim(self, owner: str) -> Any:
         lease = leases.claim(self.control.database, owner, LIMITS)
         free = [j for j in self.order if self.states[j] in ("RUNNING", "PENDING") and j not in self.holders]
@@ -58,6 +64,8 @@ class Store(RuleBasedStateMachine):
         assert lease is not None
         interrupted = [j for j in free if self.states[j] == "RUNNING"]
         assert lease.job == (interrupted or free)[0]
+        assert lease.epoch == self.epochs.get(lease.job, 0) + 1
+        self.epochs[lease.job] = lease.epoch
         self.holders[lease.job] = lease
         return lease
 
@@ -104,6 +112,14 @@ class Store(RuleBasedStateMachine):
         elif before == "RUNNING":
             self.states[name.id] = "CANCELLING"
 
+    @rule(lease=held)
+    def cancel_what_is_held(self, lease: Lease) -> None:
+        self.cancel(ResourceName("demo", PARENT.location, "tuningJobs", lease.job))
+
+    @rule(lease=held)
+    def begin(self, lease: Lease) -> None:
+        self.write(lease, RUNNING)
+
     @invariant()
     def states_agree(self) -> None:
         if not hasattr(self, "states"):
@@ -121,5 +137,5 @@ class Store(RuleBasedStateMachine):
 
 TestStore = Store.TestCase
 TestStore.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
