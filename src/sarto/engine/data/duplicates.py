@@ -53,6 +53,7 @@ def find_duplicates(store: TokenStore) -> Duplicates:
     rows, prompts, lines = columns["row_hash"], columns["prompt_hash"], columns["lines"]
     exact_count, exact_groups = _groups(rows, lines)
     _, first_of_row = np.unique(rows, return_index=True)
+    first_of_row.sort()
     same_prompt_count, same_prompt_groups = _groups(prompts[first_of_row], lines[first_of_row])
     pairs, is_complete = near_pairs(store)
     shown = [(store.line(a), store.line(b), round(share, 3)) for a, b, share in pairs[:SHOWN]]

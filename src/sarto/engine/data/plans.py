@@ -230,4 +230,7 @@ def _agrees(plan: Plan, template: ChatTemplate, roles: tuple[Role, ...], special
     if not plan.fits(texts):
         return True
     turns = tuple(Turn(role, text) for role, text in zip(roles, texts, strict=True))
-    return plan.fill(texts) == training_pieces(template, turns, (), special)
+    try:
+        return plan.fill(texts) == training_pieces(template, turns, (), special)
+    except RowFault:
+        return False

@@ -1,0 +1,148 @@
+"""Words remembered give the tokens of the whole text, special tokens never come from text, and text streams whole."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.errors import FailedPrecondition
+from tests.engine.data.conversations import FAMILIES, FAMILY_NAMES
+
+LOADED = {name: ChatTokenizer.load(FAMILIES / name) for name in FAMILY_NAMES}
+PLAIN = {name: Tokenizer.from_file(str(FAMILIES / name / "tokenizer.json")) for name in FAMILY_NAMES}
+for _plain in PLAIN.values():
+    _plain.encode_special_tokens = True
+SPACES = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u2028", "\x1c", "\u200d"]
+WORDS = [
+    "a",
+    "The",
+    "don't",
+    "'S",
+    "12",
+    "3456",
+    "\u00bd",
+    "\u00e9",
+    "e\u0301",
+    "\u6f22\u5b57",
+    "\U0001f600",
+    "\u017f",
+    "\u0130",
+]
+MARKS = [".", "...", '"', "{", "<think>", "<|im_end|>", "<eos>", "\ufb01", "\u0968\u0969", "\U0001f44d\U0001f3fd"]
+PIECES = st.sampled_from([*SPACES, *WORDS, *MARKS])
+TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=14).map("".join))
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(text=TEXTS)
+def test_remembered_words_give_the_tokens_of_the_whole_text(family: str, text: str) -> None:
+    tokenizer = LOADED[family]
+    assert tokenizer.splits_at_spaces
+    expected = PLAIN[family].encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.encode(text) == expected  # once more, now that its words are known
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_text_that_spells_a_special_token_stays_text(family: str) -> None:
+    tokenizer = LOADED[family]
+    for special, number in tokenizer.special_ids.items():
+        ids = tokenizer.encode(f"a {special} b")
+        assert number not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == f"a {special} b"
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_streamed_text_is_the_decoded_text(family: str) -> None:
+    tokenizer = LOADED[family]
+    ids = tokenizer.encode("Hi 漢字 😀 naïve\n\n  fin")
+    stream = tokenizer.stream()
+    parts = [stream.push(number) for number in ids]
+    assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
+    assert all("\ufffd" not in part for part in parts)
+
+
+def test_a_stream_that_ends_inside_a_character_shows_it_as_unknown() -> None:
+    tokenizer = LOADED["smollm2"]
+    ids = tokenizer.encode("😀")[:-1]
+    stream = tokenizer.stream()
+    assert [stream.push(number) for number in ids] == [""] * len(ids)
+    assert set(stream.flush()) == {"\ufffd"}
+
+
+def test_end_of_turn_tokens_come_from_configuration_and_template() -> None:
+    for family, closing in (("smollm2", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("gemma3", "<end_of_turn>")):
+        assert LOADED[family].special_ids[closing] in LOADED[family].end_of_turn_ids
+
+
+def test_digest_names_tokenizer_and_template(tmp_path: Path) -> None:
+    def copy(name: str, change: tuple[str, str] | None) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in (FAMILIES / "smollm2").iterdir():
+            text = file.read_text()
+            (folder / file.name).write_text(text.replace(*change) if change else text)
+        return ChatTokenizer.load(folder).digest
+
+    assert copy("same", None) == LOADED["smollm2"].digest
+    assert copy("other", ("small helpful", "little helpful")) != LOADED["smollm2"].digest
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["added_tokens"][1].update(lstrip=True), "takes in the spaces"),
+        (lambda d: d.update(normalizer={"type": "Prepend", "prepend": "_"}), "puts a space in front"),
+    ],
+)
+def test_a_kind_of_tokenizer_that_cannot_be_cut_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    for name in ("config.json", "chat_template.jinja"):
+        (tmp_path / name).write_text((FAMILIES / "smollm2" / name).read_text())
+    description = json.loads((FAMILIES / "smollm2" / "tokenizer.json").read_text())
+    change(description)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(FailedPrecondition, match=words):
+        ChatTokenizer.load(tmp_path)
+
+
+def test_an_unknown_way_of_splitting_is_encoded_whole(tmp_path: Path) -> None:
+    for name in ("config.json", "chat_template.jinja"):
+        (tmp_path / name).write_text((FAMILIES / "smollm2" / name).read_text())
+    description = json.loads((FAMILIES / "smollm2" / "tokenizer.json").read_text())
+    odd = {"type": "Split", "pattern": {"Regex": "a b|."}, "behavior": "Isolated", "invert": False}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [odd, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}  # fmt: skip # noqa: E501
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    tokenizer = ChatTokenizer.load(tmp_path)
+    assert not tokenizer.splits_at_spaces
+    assert tokenizer.decode(tokenizer.encode("xa bx")) == "xa bx"
+
+
+def test_a_template_that_never_closes_a_reply_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((FAMILIES / "smollm2" / name).read_text())
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.raises(FailedPrecondition, match="cannot be tuned on"):
+        ChatTokenizer.load(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}")
+    with pytest.raises(FailedPrecondition, match="does not compile"):
+        ChatTokenizer.load(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(FailedPrecondition, match="no chat template"):
+        ChatTokenizer.load(tmp_path)
+
+
+def test_long_texts_of_real_words_match_the_whole(tokenizer: ChatTokenizer) -> None:
+    words = "The quick brown fox, don't 1234 über\nnew  two\n\n   three . \t x".split(" ")
+    generator = random.Random(3)
+    for _ in range(200):
+        text = " ".join(generator.choices(words, k=60))
+        assert tokenizer.encode(text) == PLAIN["smollm2"].encode(text, add_special_tokens=False).ids
