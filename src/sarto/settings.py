@@ -30,6 +30,8 @@ class Settings(BaseModel):
     """Where base weights are kept, shared between homes; default: a folder in the user's cache directory."""
     port: int = 8080
     """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = None
+    """Port of gRPC over TLS, which needs the extra sarto[grpc]; 0 takes a free one, and without a port it is off."""
     database_url: str = ""
     """SQLAlchemy URL; empty means SQLite in the home folder."""
     project: str = "demo"

@@ -195,11 +195,13 @@ def _abort(answer: httpx.Response, context: grpc.ServicerContext) -> None:
 class GrpcServer:
     """Listens on `port` (0 takes a free one; `port` then says which) and forwards to the HTTP server at `base_url`."""
 
-    def __init__(self, base_url: str, host: str, port: int, certificates: Certificates, workers: int = 16) -> None:
-        self.client = httpx.Client(base_url=base_url, timeout=None)
+    def __init__(self, base_url: str, host: str, port: int, certificates: Certificates, workers: int = 32) -> None:
+        self.client = httpx.Client(base_url=base_url, timeout=None, trust_env=False)
         self.server = grpc.server(ThreadPoolExecutor(workers, "grpc"), handlers=[_Bridge(self.client)])
         pair = (certificates.key.read_bytes(), certificates.certificate.read_bytes())
-        self.port: int = self.server.add_secure_port(f"{host}:{port}", grpc.ssl_server_credentials([pair]))
+        self.port: int = self.server.add_secure_port(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", grpc.ssl_server_credentials([pair])
+        )
 
     def start(self) -> None:
         self.server.start()

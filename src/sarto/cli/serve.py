@@ -19,10 +19,12 @@ import uvicorn
 
 from sarto import settings as settings_
 from sarto.app import build
+from sarto.certificates import local_certificates
 from sarto.errors import FailedPrecondition
 from sarto.settings import Settings
 
 ADDRESS_FILE = "address"
+GRPC_ADDRESS_FILE = "grpc_address"
 GRACE_SECONDS = 1
 STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -31,29 +33,35 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one; default 8080.", min=0, max=65535)] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of everything; default SARTO_HOME.", metavar="DIR")] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(help="Port of gRPC over TLS (extra sarto[grpc]); 0 takes a free one.", min=0, max=65535),
+    ] = None,
 ) -> None:
     """Run the service until Ctrl-C."""
-    settings = settings_.load(home, host=host, port=port)
+    settings = settings_.load(home, host=host, port=port, grpc_port=grpc_port)
     _open_home(settings.home)
     with _alone(settings.home), _listen(settings.host, settings.port) as listener:
         _log_to(settings.home / "logs" / "serve.log")
         address = _address(settings.host, listener.getsockname()[1])
         try:
-            _run(settings, listener, address)
+            with _grpc(settings, address) as grpc_lines:
+                _run(settings, listener, address, grpc_lines)
         except KeyboardInterrupt:
             pass
         finally:
-            (settings.home / ADDRESS_FILE).unlink(missing_ok=True)
+            for name in (ADDRESS_FILE, GRPC_ADDRESS_FILE):
+                (settings.home / name).unlink(missing_ok=True)
         print("Stopped. Everything is kept in", settings.home, flush=True)
 
 
-def _run(settings: Settings, listener: socket.socket, address: str) -> None:
+def _run(settings: Settings, listener: socket.socket, address: str, grpc_lines: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
     failures: list[BaseException] = []
 
     def announce(key_file: Path) -> None:
         _write_whole(settings.home / ADDRESS_FILE, f"{address}\n")
-        print(_welcome(settings, address, key_file), flush=True)
+        print(_welcome(settings, address, key_file, grpc_lines), flush=True)
 
     app = build(settings, address, announce, failures.append)
     config = uvicorn.Config(
@@ -70,11 +78,44 @@ def _run(settings: Settings, listener: socket.socket, address: str) -> None:
         raise failures[0]
 
 
-def _welcome(settings: Settings, address: str, key_file: Path) -> str:
+@contextmanager
+def _grpc(settings: Settings, address: str) -> Iterator[str]:
+    """gRPC beside HTTP while the block runs, if it is on; gives the lines that say where. Raises FailedPrecondition
+    when the extra is not installed or the port cannot be had."""
+    if settings.grpc_port is None:
+        yield ""
+        return
+    try:
+        from sarto.api.grpc_bridge import GrpcServer, table
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(
+            f"gRPC needs the extra sarto[grpc] ({error.name} is missing): pip install 'sarto[grpc]', or leave out"
+            " --grpc-port and grpc_port."
+        ) from None
+    hosts = ("localhost", "127.0.0.1", "::1")
+    own = () if settings.host in (*hosts, "0.0.0.0", "::") else (settings.host,)
+    certificates = local_certificates(settings.home / "tls", (*hosts, *own))
+    table()  # before the first call, which would wait for it
+    try:
+        server = GrpcServer(address, settings.host, settings.grpc_port, certificates)
+    except RuntimeError as error:
+        raise FailedPrecondition(
+            f"Port {settings.grpc_port} of {settings.host} cannot be had for gRPC: {error}"
+        ) from None
+    server.start()
+    try:
+        place = f"{'localhost' if not own else settings.host}:{server.port}"
+        _write_whole(settings.home / GRPC_ADDRESS_FILE, f"{place}\n")
+        yield f"\n  gRPC         {place}, with GRPC_DEFAULT_SSL_ROOTS_FILE_PATH={certificates.authority}"
+    finally:
+        server.stop()
+
+
+def _welcome(settings: Settings, address: str, key_file: Path, grpc_lines: str) -> str:
     return f"""Sarto is ready at {address}
   home         {settings.home}
   credentials  {key_file}
-  API          {address}/docs
+  API          {address}/docs{grpc_lines}
 
 In another terminal:
   export SARTO_URL={address} GOOGLE_APPLICATION_CREDENTIALS={key_file}
@@ -93,7 +134,8 @@ def _open_home(home: Path) -> None:
         (home / "logs").mkdir(exist_ok=True)
         _write_whole(home / ".writable", "")
         (home / ".writable").unlink()
-        (home / ADDRESS_FILE).unlink(missing_ok=True)
+        for name in (ADDRESS_FILE, GRPC_ADDRESS_FILE):
+            (home / name).unlink(missing_ok=True)
     except OSError as error:
         raise FailedPrecondition(
             f"The home {home} cannot be written ({error.strerror}); choose another with --home or SARTO_HOME."

@@ -1,0 +1,114 @@
+"""gRPC over TLS: the documentation's snippet with nothing but `api_endpoint` added, and the local CA in a variable."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .service import Service, training_rows, upload
+
+pytest.importorskip("grpc", reason="the extra sarto[grpc] is not installed")
+FLOW = Path(__file__).with_name("grpc_flow.py")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("grpc") / "home")
+    service.start("--grpc-port", "0")
+    yield service
+    assert service.stop() == 0
+    assert not (service.home / "grpc_address").exists()
+
+
+def run(service: Service, *arguments: str, trusted: bool = True) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "GOOGLE_APPLICATION_CREDENTIALS": str(service.key_file)}
+    if trusted:
+        environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(service.home / "tls" / "ca.pem")
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def place(served: Service) -> str:
+    return (served.home / "grpc_address").read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def seen(served: Service, place: str) -> dict[str, Any]:
+    with served.http() as http:
+        dataset = upload(http, "grpc-data", "train.jsonl", training_rows())
+    done = run(served, str(FLOW), place, dataset)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_address_is_a_name_that_the_certificate_covers(place: str) -> None:
+    assert re.fullmatch(r"localhost:\d+", place)
+
+
+def test_train_refresh_list_and_rebase(seen: dict[str, Any]) -> None:
+    assert seen["succeeded"] and seen["state"] == "JOB_STATE_SUCCEEDED"
+    assert "/models/" in seen["model"] and "/endpoints/" in seen["endpoint"]
+    assert seen["name"] in seen["listed"]
+    assert seen["cancelled"] == "JOB_STATE_CANCELLED"
+
+
+def test_the_experiment_is_readable(seen: dict[str, Any]) -> None:
+    assert seen["experiment"].startswith("tuning-experiment-")
+    assert "metric.train_total_loss" in seen["columns"]
+
+
+def test_generation_unary_and_streamed_agree(seen: dict[str, Any]) -> None:
+    assert seen["streamed"] == seen["text"]
+    assert seen["prompt_tokens"] == seen["counted"] and seen["computed"]
+
+
+def test_errors_keep_code_and_message(seen: dict[str, Any]) -> None:
+    kinds = {name: kind for name, (kind, _) in seen["errors"].items()}
+    assert kinds == {
+        "adapter": "InvalidArgument",
+        "model": "InvalidArgument",
+        "job": "NotFound",
+        "stream": "NotFound",
+        "project": "PermissionDenied",
+    }
+    assert "adapter" in seen["errors"]["adapter"][1] and "gemini-9" in seen["errors"]["model"][1]
+
+
+RAW = """
+import sys, grpc
+from google.cloud.aiplatform_v1.types import GetTuningJobRequest
+root = open(sys.argv[2], "rb").read()
+channel = grpc.secure_channel(sys.argv[1], grpc.ssl_channel_credentials(root))
+for path in ("google.cloud.aiplatform.v1.GenAiTuningService/GetTuningJob", "google.cloud.aiplatform.v1.No/Such"):
+    call = channel.unary_unary("/" + path, request_serializer=GetTuningJobRequest.serialize)
+    try:
+        call(GetTuningJobRequest(name="projects/demo/locations/us-central1/tuningJobs/7"), timeout=20)
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+
+
+def test_without_a_token_and_without_such_a_method(served: Service, place: str) -> None:
+    done = run(served, "-W", "ignore", "-c", RAW, place, str(served.home / "tls" / "ca.pem"))
+    assert done.stdout.split() == ["UNAUTHENTICATED", "UNIMPLEMENTED"], done.stderr
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    program = (
+        "import sys; sys.modules['grpc'] = None\nfrom sarto.cli import main\n"
+        f"sys.argv = ['sarto', 'serve', '--port', '0', '--grpc-port', '0', '--home', {home!r}]\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode not in (0, None)
+    assert "pip install 'sarto[grpc]'" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
