@@ -119,6 +119,9 @@ def test_a_run_leaves_a_whole_result_and_says_what_it_does(tiny: BaseWeights, tm
     assert last.seconds_left == 0
     assert {"data", "parameters", "evaluation", "checkpoint"} <= {line.kind for line in told}
     for record in result.checkpoints:
+        assert record.certificate is not None
+        assert record.certificate.passed
+        assert record.certificate.rows == 3
         folder = Path(spec.run_folder) / record.folder
         assert set(record.files) == {path.name for path in folder.iterdir()}
     assert list((Path(spec.run_folder) / "tensorboard").glob("events.out.tfevents.*"))

@@ -16,28 +16,33 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sarto.engine.data.automatic import DataShape, choose
+from sarto.engine.data.blocks import read_line
 from sarto.engine.data.forecast import BaseShape
 from sarto.engine.data.prepare import Limits, Prepared, prepare
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
+from sarto.engine.serving.certificate import certify
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
-from sarto.schema.runs import BaseWeights, DatasetRef, RunResult, RunSpec
+from sarto.schema.examples import parse_line
+from sarto.schema.runs import BaseWeights, DatasetRef, ParityCertificate, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
 """Trying the same run again would end the same way."""
 STOPPED = 143
+CERTIFIED_ROWS = 4
 RESULT_FILE, REPORT_FILE = "result.json", "data_report.json"
 
 
@@ -84,7 +89,10 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
-        keeper = Keeper(folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)
+        keeper = Keeper(
+            folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name,
+            certify=_certifier(spec, session, validation or training),
+        )  # fmt: skip
         session.tune(journal, keeper)
         journal.say("phase", phase="POST_PROCESSING")
         best, reason = best_checkpoint(keeper.checkpoints)
@@ -110,6 +118,22 @@ def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_e
 def _rows(prepared: Prepared) -> Rows:
     store = prepared.store
     return Rows(store, store.lengths.astype(np.int64), store.folder.name)
+
+
+def _certifier(spec: RunSpec, session: Session, held_out: Prepared) -> Callable[[Path], ParityCertificate]:
+    """A few rows, none of the longer half: they prove the path, not the model."""
+    store = held_out.store
+    short = np.flatnonzero(store.lengths <= np.median(store.lengths))[:CERTIFIED_ROWS]
+    rows = []
+    for line in dict.fromkeys(store.line(int(index)) for index in short):
+        raw = read_line(Path(held_out.dataset.path), line, Limits().max_line_bytes)
+        assert raw is not None
+        rows.append(parse_line(raw, line, data_format=spec.data_format))
+
+    def certify_adapter(folder: Path) -> ParityCertificate:
+        return certify(spec.base, folder, rows, session.logits, dtype=session.dtype, device=session.decoder.device)
+
+    return certify_adapter
 
 
 def _watch_parent() -> None:

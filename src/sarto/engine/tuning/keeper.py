@@ -7,14 +7,15 @@ and links to the exported checkpoints.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sarto.engine.lora import LoraAdapter
 from sarto.engine.tuning.checkpoint import Cursor, export, link_folder, load_resume_point, save_resume_point
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.trainer import Trainer
-from sarto.errors import Internal
-from sarto.schema.runs import CheckpointRecord, EvalMetrics
+from sarto.errors import FailedPrecondition, Internal
+from sarto.schema.runs import CheckpointRecord, EvalMetrics, ParityCertificate
 
 CHECKPOINTS = "checkpoints"
 
@@ -28,11 +29,14 @@ class Keeper:
         resume_seconds: float,
         *,
         base_name: str,
+        certify: Callable[[Path], ParityCertificate] | None = None,
     ) -> None:
+        """`certify` compares what serving makes of an exported adapter with what training has."""
         self.run_folder, self.resume_folder = run_folder, resume_folder
         self.fingerprint, self.resume_seconds, self.base_name = fingerprint, resume_seconds, base_name
         self.checkpoints: list[CheckpointRecord] = []
         self.evaluations: list[EvalMetrics] = []
+        self._certify = certify
         self._saved_at = time.monotonic()
 
     def resume(self, trainer: Trainer, journal: Journal) -> None:
@@ -60,6 +64,7 @@ class Keeper:
         journal.say("note", message=f"resumed after step {cursor.completed}")
 
     def export(self, adapter: LoraAdapter, step: int, epoch: int, evaluation: EvalMetrics | None) -> CheckpointRecord:
+        """Raises FailedPrecondition, with the numbers, for an adapter that serving would answer differently from."""
         folder = f"{CHECKPOINTS}/{step}"
         (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
         files = export(adapter, self.run_folder / folder, self.base_name)
@@ -72,9 +77,22 @@ class Keeper:
             folder=folder,
             files=files,
             evaluation=evaluation,
+            certificate=self._certified(step),
         )
         self.checkpoints.append(record)
         return record
+
+    def _certified(self, step: int) -> ParityCertificate | None:
+        if self._certify is None:
+            return None
+        found = self._certify(self.run_folder / CHECKPOINTS / str(step))
+        if not found.passed:
+            raise FailedPrecondition(
+                f"checkpoint after step {step}: serving would answer differently from what was trained. Logits differ "
+                f"by up to {found.max_logit_difference:.3g} ({found.tolerance:.3g} is allowed) and by "
+                f"{found.mean_kl_nats:.3g} nats a token over {found.reply_tokens} tokens of {found.rows} rows."
+            )
+        return found
 
     def save_if_due(self, trainer: Trainer, journal: Journal) -> None:
         """Call between steps only: a point holds whole steps with all that belongs to them."""

@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sarto.engine.data.batches import epoch_order, plan
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.families.load import load_base
 from sarto.engine.lora import ALL_TARGETS, AdapterShape, LoraAdapter, read_adapter
 from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.ops.segments import Segments
 from sarto.engine.tuning.checkpoint import fingerprint
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
 from sarto.engine.tuning.memory import StepShape, choose_memory, free_memory_bytes, step_bytes
 from sarto.engine.tuning.schedule import Schedule
-from sarto.engine.tuning.supervised import MemoryPlan
+from sarto.engine.tuning.supervised import MemoryPlan, SegmentAttention
 from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, take
 from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.schema.runs import ChosenParameters, RunSpec
@@ -131,6 +133,14 @@ class Session:
         validation = self.validation.examples if self.validation else None
         meter = Meter(*flops(self.decoder, self.adapter), self.peak_flops)
         tune(trainer, validation, milestones, journal, keeper, meter)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """What training now makes of one sequence: (T,) int64 to (T, V)."""
+        positions = torch.arange(len(tokens), device=tokens.device)
+        segments = Segments.of((positions[None],), len(tokens))
+        attend = SegmentAttention(self.decoder.ops, self.decoder.config, segments, keep=False)
+        return self.decoder.logits(self.decoder(tokens, positions, attend, self.adapter))
 
     def fingerprint(self) -> str:
         """Of all that decides the numbers of this run but for the memory plan: a resumed run keeps the first one."""
