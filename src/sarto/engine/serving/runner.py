@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sarto.engine.families.load import load_base
+from sarto.engine.ops.choose import choose_operations
 from sarto.engine.serving.adapters import ResidentAdapters
 from sarto.engine.serving.attention import Chunk, StepAttention
 from sarto.engine.serving.cache import CacheShape, Lane, PrefixCache, width_for
@@ -54,6 +55,7 @@ class Runner:
     ) -> None:
         with torch.inference_mode():
             self.decoder = load_base(base, dtype, device)
+            self.decoder.ops = choose_operations(device)
             self.config = self.decoder.config
             self.adapters = ResidentAdapters(self.decoder, adapter_limit)
             self.products = Products(self.decoder)
