@@ -6,6 +6,7 @@ ARGS ?=
 
 VENV := .venv
 GENAI3 := .venv-genai3
+NODE := tests/conformance/node
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py MANIFEST.in src/sarto/engine/ops/*.cpp)
 PIP := python -m pip --disable-pip-version-check
@@ -25,7 +26,7 @@ serve: $(VENV)/installed base  ## the service on this machine: make serve ARGS="
 
 setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
 
-test: setup base $(GENAI3)/installed  ## every test: what CI runs
+test: setup base $(GENAI3)/installed $(NODE)/node_modules/installed  ## every test: what CI runs
 	$(PYTEST) $(FAST) tests
 	$(PYTEST) -m "not gpu and not ray" $(SLOW_FOLDERS)
 	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu and not ray" tests
@@ -57,7 +58,7 @@ lock: setup  ## pin what is installed now; local suffixes such as +cpu are left 
 	touch $(VENV)/installed $(VENV)/installed-dev
 
 clean:  ## environments and caches; base weights stay
-	rm -rf $(VENV) $(GENAI3) .home .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf $(VENV) $(GENAI3) $(NODE)/node_modules .home .mypy_cache .ruff_cache .pytest_cache .hypothesis build
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -83,3 +84,9 @@ $(GENAI3)/installed: constraints-genai3.txt | $(VENV)/created
 	@$(PYTHON) -m venv $(GENAI3)
 	@$(GENAI3)/bin/$(PIP) install --quiet -r constraints-genai3.txt
 	@touch $@
+
+# The client for Node, where there is Node; without it its tests say that they were left out.
+$(NODE)/node_modules/installed: $(NODE)/package-lock.json
+	@if command -v node > /dev/null && command -v npm > /dev/null; then \
+	  echo "Installing @google/genai into $(NODE)"; cd $(NODE) && npm ci --silent && touch node_modules/installed; \
+	else echo "Node or npm is missing: the tests of @google/genai will be skipped"; fi
