@@ -52,12 +52,12 @@ def test_a_project_has_only_so_many_jobs_at_once_and_the_rest_wait_for_quota(any
 
 def test_a_supervisor_has_only_so_many_runs_and_other_projects_wait_for_capacity(any_control: Control) -> None:
     add_project(any_control, "other")
-    create(any_control)
-    waiting = create(any_control, "gs://data-other/train.jsonl", project="other")
-    claim(any_control, limits=LIMITS)
+    names = [create(any_control), create(any_control, "gs://data-other/train.jsonl", project="other")]
+    taken = claim(any_control, limits=LIMITS).job
     assert leases.claim(any_control.database, "a", LIMITS) is None
     with any_control.database.transaction() as connection:
         quotas.show_waiting(connection, any_control.database.now(connection), LIMITS)
+    waiting = next(name for name in names if name.id != taken)
     assert read(any_control, waiting)["tuningJobState"] == "TUNING_JOB_STATE_WAITING_FOR_CAPACITY"
 
 
