@@ -5,7 +5,7 @@ Estimates are of what a step holds beside base and adapter; they err on the high
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ LADDER = (
     MemoryPlan(512, keep_attention=False, recompute_layers=True),
     MemoryPlan(256, keep_attention=False, recompute_layers=True),
 )
+GPU_ROWS = 8
+"""A GPU wants batches this many times as large."""
 LOW_MEMORY = 3
 """The rung where the low-memory mode starts."""
 
@@ -42,13 +44,20 @@ class StepShape:
 
 
 def choose_memory(
-    config: DecoderConfig, dtype: torch.dtype, step: StepShape, free_bytes: int, *, low: bool = False
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    step: StepShape,
+    free_bytes: int,
+    *,
+    low: bool = False,
+    is_gpu: bool = False,
 ) -> MemoryPlan:
     """The first rung that fits. Raises ResourceExhausted, saying how long an example may be, when none does."""
-    for plan in LADDER[LOW_MEMORY if low else 0 :]:
+    ladder = [replace(plan, token_budget=plan.token_budget * (GPU_ROWS if is_gpu else 1)) for plan in LADDER]
+    for plan in ladder[LOW_MEMORY if low else 0 :]:
         if step_bytes(config, dtype, step, plan) <= free_bytes * USABLE:
             return plan
-    last = LADDER[-1]
+    last = ladder[-1]
     fits = max(
         (
             n

@@ -101,7 +101,9 @@ class Session:
         self._check_lengths()
         step = self._largest_step()
         free = free_memory_bytes(device)
-        self.memory = choose_memory(self.decoder.config, self.dtype, step, free, low=spec.low_memory)
+        self.memory = choose_memory(
+            self.decoder.config, self.dtype, step, free, low=spec.low_memory, is_gpu=device.type != "cpu"
+        )
         self._tight = step_bytes(self.decoder.config, self.dtype, step, self.memory) > TIGHT * free
         self.peak_flops = measure_peak(self.dtype, device)
         self.parameters = parameters.model_copy(
