@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -9,11 +10,13 @@ from rich.text import Text
 
 from sarto.cli import output
 from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson, BaseModel, client
+from sarto.errors import FailedPrecondition
 
 app = typer.Typer(help="Datasets: check a file, show a row as training sees it.", no_args_is_help=True)
 File = Annotated[str, typer.Argument(help="A local JSONL file, or gs://….")]
 Validation = Annotated[str, typer.Option("--validation", help="Validation data to check beside it.")]
-LEARNED, GIVEN = "black on green3", "dim"
+LEARNED, GIVEN = "black on green", "dim"
+LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 @app.command()
@@ -24,7 +27,9 @@ def check(
     model: BaseModel = DEFAULT_BASE_MODEL,
     as_json: AsJson = False,
 ) -> None:
-    """The data report: counts, lengths, faults, duplicates, overlap, forecast, and the values Sarto would choose."""
+    """The data report: counts, lengths, faults, duplicates, overlap, forecast, and the values Sarto would choose.
+
+    Exit status 1 if a tuning job would refuse the data."""
     with client(context) as api:
         body = {"baseModel": model, "trainingDatasetUri": api.dataset(file)}
         if validation:
@@ -33,7 +38,9 @@ def check(
     if as_json:
         output.print_json(report)
     else:
-        output.print_tree(report)
+        print_report(report)
+    if not report["isUsable"]:
+        raise FailedPrecondition("A tuning job would refuse this data; the rows above say why.")
 
 
 @app.command()
@@ -50,21 +57,91 @@ def show(
         proof = api.post(f"/v1/{api.parent}:showExample", body)
     if as_json:
         output.print_json(proof)
-        return
+    else:
+        print_proof(proof)
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The parts of a data report that a person decides by; `--json` has the rest."""
+    output.print_facts(dataset_facts(report["dataset"]) | run_facts(report))
+    if "validation" in report:
+        output.print_facts({"": "", **dataset_facts(report["validation"])})
     out = output.console()
-    for rendering in proof["renderings"]:
-        out.print(masked(rendering["tokens"]))
-        learned = sum(token["loss"] for token in rendering["tokens"])
-        out.print(f"{len(rendering['tokens'])} tokens, {learned} of them learned", style="bold")
-    out.print(
-        "Serving sees the same tokens." if proof["servingMatches"] else "SERVING SEES OTHER TOKENS.", style="bold"
-    )
+    for finding in report["findings"]:
+        out.print(Text.assemble((finding["level"], LEVEL_STYLES[finding["level"]]), f"  {finding['message']}"))
+    for part in ("dataset", "validation"):
+        for fault in report.get(part, {}).get("faults", {}).get("shown", ()):
+            out.print(Text(f"{part} {fault_text(fault)}"))
+    if not report["findings"]:
+        out.print("Nothing to object to.", style="green")
+
+
+def dataset_facts(dataset: Mapping[str, Any]) -> dict[str, str]:
+    def counted(name: str) -> str:
+        return ", ".join(f"{key} {count:,}" for key, count in (dataset[name] or {}).items())
+
+    return {
+        "Data": dataset["uri"],
+        "Rows": f"{dataset['rows']:,}, of which {dataset['usedRows']:,} can be used",
+        "Formats": counted("formats"),
+        "Turns": counted("roles"),
+        "Languages": counted("languages"),
+        "Labels": counted("labels"),
+    }
+
+
+def run_facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """Lengths, what Sarto would choose and why, and what it would cost."""
+    chosen, forecast, statistics = report["automatic"], report["forecast"], report["statistics"]
+    facts = {
+        "Input tokens": spread(statistics["inputTokens"]),
+        "Output tokens": spread(statistics["outputTokens"]),
+        "Would choose": f"{chosen['epochCount']} epochs, batches of {chosen['batchSize']}, "
+        f"learning rate {chosen['learningRate']:g}, adapter size {chosen['rank']}",
+        "Because": "; ".join(chosen["reasons"].values()),
+        "Forecast": f"{forecast['steps']:,} steps, {forecast['tokens']:,} tokens",
+    }
+    if "seconds" in forecast:
+        memory = f"{forecast['peakMemoryBytes'] / 2**30:.1f} GiB"
+        facts["Forecast"] += f", about {output.duration(forecast['seconds'])} and {memory} on the server's machine"
+    return facts
+
+
+def spread(distribution: Mapping[str, Any]) -> str:
+    low, middle, high = (round(distribution[key]) for key in ("min", "median", "max"))
+    return f"{low:,} to {high:,}, half of the rows up to {middle:,}"
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    place = f"line {fault['line']}" + (f", {fault['path']}" if fault["path"] else "")
+    return f"{place}: {fault['seen']}; wanted {fault['wanted']}" + (f"; {fault['fix']}" if fault["fix"] else "")
+
+
+def print_proof(proof: Mapping[str, Any]) -> None:
+    out = output.console()
+    if "fault" in proof:
+        out.print(Text(fault_text(proof["fault"])))
+        raise FailedPrecondition("This row cannot be used.")
+    for row in proof["training"]:
+        out.print(masked(row["tokens"]))
+        out.print(f"{row['tokenCount']} tokens, {row['learnedCount']} of them learned", style="bold")
+    if proof["isSame"]:
+        out.print("Serving sends the same tokens in front of each reply.", style="green")
+    else:
+        out.print("Serving would send other tokens in front of a reply.", style="bold red")
 
 
 def masked(tokens: list[dict[str, Any]]) -> Text:
-    """Token texts one after the other, learned ones on green, each closed by a thin bar."""
+    """Token texts one after the other, a thin bar after each; learned ones on green."""
     text = Text()
     for token in tokens:
-        text.append(token["text"], style=LEARNED if token["loss"] else GIVEN)
+        for piece in pieces(token["text"]):
+            text.append(piece, style=LEARNED if token["learned"] else GIVEN)
         text.append("|", style="bright_black")
     return text
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A token's text with its line ends made visible."""
+    for line in text.splitlines(keepends=True):
+        yield line.replace("\n", "⏎\n")

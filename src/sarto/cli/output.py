@@ -81,24 +81,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def print_tree(value: Mapping[str, Any]) -> None:
-    """A JSON object for reading: names and values, indented; lists of numbers on one line, of objects one a line."""
-    for line in tree_lines(value):
-        print(line)
-
-
-def tree_lines(value: Mapping[str, Any], indent: str = "") -> Iterable[str]:
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            yield f"{indent}{name}:"
-            yield from tree_lines(item, indent + "  ")
-        elif isinstance(item, list) and any(isinstance(row, Mapping) for row in item):
-            yield f"{indent}{name}:"
-            for row in item:
-                yield f"{indent}  - " + ", ".join(f"{key} {part}" for key, part in row.items())
-        elif isinstance(item, list):
-            yield f"{indent}{name}: " + (", ".join(map(str, item)) or "none")
-        else:
-            yield f"{indent}{name}: {item}"
