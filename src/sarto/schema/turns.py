@@ -21,6 +21,8 @@ MEDIA = {
 KINDS = {"image": "an image", "audio": "audio", "video": "a video"}
 MAX_DEPTH = 64
 """Deepest nesting allowed inside call arguments and tool schemas."""
+MAX_TURNS = 1000
+"""Most turns of one conversation."""
 
 
 class RowFault(Exception):
@@ -93,6 +95,8 @@ def describe(value: object) -> str:
 def check_turns(turns: list[Turn], paths: list[str], *, alternating: bool = True) -> None:
     """Who speaks after whom. `paths` names each turn in the row. Rows to learn from alternate; a request need not,
     its template decides. Raises RowFault."""
+    if len(turns) > MAX_TURNS:
+        raise RowFault("", f"{len(turns):,} turns", f"at most {MAX_TURNS:,} turns", "split the conversation")
     previous = ""
     for index, turn in enumerate(turns):
         role, path = turn.role, paths[index]

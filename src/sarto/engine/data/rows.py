@@ -28,6 +28,7 @@ SHOWN_SECRETS = 1000
 LANGUAGE_ROWS, LANGUAGE_EVERY = 1000, 16
 """The language is guessed of so many first rows, and of each sixteenth after them."""
 SAMPLE_CHARACTERS = 400
+TOO_LONG = "shorten the row, or tune a model with a longer context; rows are never cut"
 COLUMNS: dict[str, str] = {
     "lines": "<i8",  # 1-based line of each example
     "entries": "<i4",  # token rows of each example; one unless the template splits it by reply
@@ -119,15 +120,17 @@ class _Columns:
         values["learned_of"].append(learned)
         values["turns_of"].append(len(example.turns) - (example.turns[0].role == "system"))
         values["characters_of"].append(sum([len(turn.text) for turn in example.turns]))
-        values["prompt_hash"].append(_hash(last.tokens[: 4 * last.spans[-1][0]]))
-        values["row_hash"].append(_hash(last.tokens))
+        start = 4 * last.spans[-1][0]
+        prompt = hashlib.blake2b(last.tokens[:start], digest_size=8)
+        values["prompt_hash"].append(int.from_bytes(prompt.digest(), "little"))
+        prompt.update(last.tokens[start:])
+        values["row_hash"].append(int.from_bytes(prompt.digest(), "little"))
 
 
 def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, options: Options) -> BlockResult:
     """Every line of a block. A line that cannot be used is a fault, never an exception."""
     columns, facts = _Columns(), Facts()
-    roles: Counter[str] = Counter()
-    shapes: Counter[int] = Counter()
+    shapes: Counter[tuple[str, ...]] = Counter()
     formats: Counter[str] = Counter()
     observed = _Observations()
     line = first_line - 1
@@ -138,6 +141,7 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
             continue
         try:
             example = parse_line(raw, line, data_format=options.data_format)
+            _check_characters(example, tokenizer, options.max_tokens, columns.values["too_long"])
             rows = render_packed(example, tokenizer)
             length = sum([len(row.tokens) for row in rows]) >> 2
             _check_length(rows, options.max_tokens, columns.values["too_long"])
@@ -149,8 +153,7 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
             continue
         columns.add(example, rows, length)
         formats[example.format] += 1
-        shapes[len(example.turns)] += 1
-        roles.update([turn.role for turn in example.turns])
+        shapes[tuple([turn.role for turn in example.turns])] += 1
         observed.add(example, line)
         if first_line == 1 and len(facts.samples) < 3:
             facts.samples.append(sample(example))
@@ -158,8 +161,7 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
     facts.secrets = secrets[:SHOWN_SECRETS]
     facts.labels = observed.labels
     facts.counts = {
-        "roles": dict(roles),
-        "turns": {str(key): count for key, count in shapes.items()},
+        **_count_shapes(shapes),
         "formats": dict(formats),
         "secrets": dict(Counter(kind for _, kind, _ in secrets)),
         "scripts": dict(observed.scripts),
@@ -169,12 +171,30 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
     return BlockResult(_arrays(columns, options), facts)
 
 
+def _count_shapes(shapes: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
+    """Turns by role, and rows by their number of turns."""
+    roles: Counter[str] = Counter()
+    turns: Counter[str] = Counter()
+    for shape, count in shapes.items():
+        turns[str(len(shape))] += count
+        for role in shape:
+            roles[role] += count
+    return {"roles": dict(roles), "turns": dict(turns)}
+
+
 def _check_length(rows: list[Packed], max_tokens: int, too_long: list[int]) -> None:
     longest = max([len(row.tokens) for row in rows]) >> 2
     if longest > max_tokens:
         too_long.append(longest)
-        fix = "shorten the row, or tune a model with a longer context; rows are never cut"
-        raise RowFault("", f"{longest} tokens", f"at most {max_tokens} tokens", fix)
+        raise RowFault("", f"{longest:,} tokens", f"at most {max_tokens:,} tokens", TOO_LONG)
+
+
+def _check_characters(example: Example, tokenizer: ChatTokenizer, max_tokens: int, too_long: list[int]) -> None:
+    """Refuse by its characters what is too long for certain, before time goes into its tokens."""
+    fewest = tokenizer.fewest_tokens(sum([len(turn.text) for turn in example.turns]))
+    if fewest > max_tokens:
+        too_long.append(fewest)
+        raise RowFault("", f"more than {fewest:,} tokens", f"at most {max_tokens:,} tokens", TOO_LONG)
 
 
 def _prove(example: Example, rows: list[Packed], tokenizer: ChatTokenizer) -> None:
@@ -196,10 +216,6 @@ def _count_token_faults(columns: _Columns, tokenizer: ChatTokenizer, facts: Fact
         twice = pack([tokenizer.bos_id] * 2)
         counts["double_bos"] = sum(row[:8] == twice for row in columns.tokens)
     facts.counts["tokens"] = counts
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _arrays(columns: _Columns, options: Options) -> dict[str, Array]:

@@ -25,6 +25,8 @@ from sarto.schema.turns import Role, RowFault, Turn
 WORD_LIMIT = 400_000
 """Words remembered per tokenizer; about 100 MB when full."""
 LONGEST_WORD = 48
+COMPOSED = 4
+"""A normaliser makes at most so many characters one."""
 REPLACEMENT = "\ufffd"
 # Pre-tokenizer patterns that always split in front of a space that follows a non-space.
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -89,6 +91,7 @@ class ChatTokenizer:
         self.template = ChatTemplate(template, variables)
         self.bos_id = self.special_ids.get(variables.get("bos_token", ""))
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self.splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
         self._inner = _Words(self._tokenizer, " ")
         self._first = _Words(self._tokenizer, "")
@@ -153,6 +156,10 @@ class ChatTokenizer:
             if len(chunk) <= LONGEST_WORD and len(self._first) < WORD_LIMIT:
                 self._first[chunk] = found
         return found
+
+    def fewest_tokens(self, characters: int) -> int:
+        """How many tokens so many characters make at the least; cheap, for refusing what is hopelessly long."""
+        return characters // (COMPOSED * self._longest_token)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

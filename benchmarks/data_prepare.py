@@ -1,0 +1,188 @@
+"""Preparing a dataset: ours (every row validated, rendered, tokenised, masked, stored and reported) against a plain
+`datasets.map` with the reference tokenizer (rendered and tokenised only), on the same file in one run.
+
+The rows are made here: words drawn by Zipf's law from a vocabulary of 300,000, so that new words keep coming as they do
+in real text, with numbers and punctuation; about 150 tokens a row. The peer lives in an environment of its own, made on
+the first run. Prints rows per second, resident memory and the ratio; with `--processor-seconds` rates are per processor
+second of all processes, which other load hardly moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sarto.catalog import Catalog
+
+VOCABULARY, EXPONENT = 300_000, 1.05
+SYLLABLES = "ba be bi bo da de di do fa ge gi ka ke ki la le li lo ma me mi mo na ne ni no pa pe ra re ri ro sa se si so ta te ti to va ve wi za".split()  # noqa: E501
+COMMON = "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you were all her she there would their we him been has when who will no more if out so up said what its about than into them can only other time new some could these two may first then do".split()  # noqa: E501
+PEER_PACKAGES = ["datasets==4.4.1", "transformers==5.23.0", "jinja2"]
+PEER = """
+import json, sys, time
+from datasets import load_dataset
+from transformers import PreTrainedTokenizerFast
+folder, path, processes, cache = sys.argv[1:]
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=folder + "/tokenizer.json")
+tokenizer.chat_template = open(folder + "/chat_template.jinja").read()
+def prepare(batch):
+    texts = []
+    for contents in batch["contents"]:
+        turns = [{"role": "assistant" if c["role"] == "model" else "user", "content": c["parts"][0]["text"]} for c in contents]
+        texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
+    return {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
+started = time.perf_counter()
+rows = load_dataset("json", data_files=path, split="train", cache_dir=cache)
+rows = rows.map(prepare, batched=True, num_proc=int(processes), remove_columns=rows.column_names)
+print(json.dumps({"rows": len(rows), "seconds": time.perf_counter() - started}))
+"""  # noqa: E501
+OURS = """
+import json, resource, sys, time
+from pathlib import Path
+from sarto.engine.data.forecast import BaseShape
+from sarto.engine.data.prepare import Limits, prepare
+from sarto.engine.data.report import data_report
+from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.schema.runs import BaseWeights, DatasetRef, TuningParameters
+folder, path, processes, cache = sys.argv[1:]
+started = time.perf_counter()
+tokenizer = ChatTokenizer.load(folder)
+dataset = DatasetRef(uri="gs://bench/train.jsonl", path=path, size_bytes=Path(path).stat().st_size)
+ready = prepare(dataset, tokenizer, max_tokens=8192, cache_folder=cache, processes=int(processes),
+                limits=Limits(max_bytes=1 << 40))
+prepared = time.perf_counter() - started
+report = data_report(ready, None, BaseWeights(name="base", folder=folder, digest=""), BaseShape.load(folder),
+                     TuningParameters(rank=8, alpha=16), max_tokens=8192)
+seconds = time.perf_counter() - started
+print(json.dumps({"rows": len(ready.store), "seconds": seconds, "prepare_seconds": prepared,
+                  "tokens_per_row": ready.store.token_count / len(ready.store), "dropped": len(ready.faults),
+                  "repeated": report["duplicates"]["exactCount"]}))
+"""
+
+
+def make_rows(path: Path, count: int) -> None:
+    """Rows of one question and one answer, the same for everyone who runs this."""
+    generator = np.random.default_rng(11)
+    made = ["".join(generator.choice(SYLLABLES, 2 + min(3, index // 60_000 + 1))) for index in range(VOCABULARY)]
+    words = np.array(COMMON + made[len(COMMON) :], dtype=object)
+    weights = 1.0 / (np.arange(VOCABULARY) + 2.7) ** EXPONENT
+    share = np.cumsum(weights / weights.sum())
+    with path.open("wb") as file:
+        for first in range(0, count, 10_000):
+            rows = min(10_000, count - first)
+            lengths = generator.integers(30, 110, rows)
+            drawn = words[np.searchsorted(share, generator.random(int(lengths.sum())))].tolist()
+            at = 0
+            for number, length in enumerate(lengths.tolist()):
+                picked = drawn[at : at + length]
+                at += length
+                picked[length // 3] += ","
+                picked[length // 2] = f"{(first + number) * 7919 % 10_000}."
+                cut = length * 4 // 5
+                turns = (("user", " ".join(picked[:cut]) + "?"), ("model", " ".join(picked[cut:]) + "."))
+                contents = [{"role": role, "parts": [{"text": text}]} for role, text in turns]
+                file.write(json.dumps({"contents": contents}).encode() + b"\n")
+
+
+def peer_python(folder: Path) -> Path:
+    """An environment with the peer's packages."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEER_PACKAGES], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def measured(python: Path | str, program: str, arguments: list[str]) -> dict[str, Any]:
+    """Run a program in a process of its own: what it prints, its processor seconds and the peak of its resident memory,
+    its children's included (memory that processes share is counted once)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = subprocess.Popen([str(python), "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    peak = [0]
+    watcher = threading.Thread(target=_watch, args=(child, peak))
+    watcher.start()
+    output, _ = child.communicate()
+    watcher.join()
+    if child.returncode:
+        raise SystemExit(f"a measured program ended with {child.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    found["processor_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found["peak_mib"] = round(peak[0] / 1024)
+    return found
+
+
+def _watch(child: subprocess.Popen[str], peak: list[int]) -> None:
+    while child.poll() is None:
+        peak[0] = max(peak[0], sum(_proportional_kib(process) for process in _family(child.pid)))
+        time.sleep(0.1)
+
+
+def _family(process: int) -> list[int]:
+    children = Path(f"/proc/{process}/task/{process}/children")
+    try:
+        return [process, *(each for child in children.read_text().split() for each in _family(int(child)))]
+    except OSError:
+        return []
+
+
+def _proportional_kib(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--peer-rows", type=int, default=200_000, help="the peer gets the first rows of the same file")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--base", default="smollm2-135m-instruct")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sarto-bench-data")
+    parser.add_argument("--processor-seconds", action="store_true")
+    given = parser.parse_args()
+    catalog = Catalog.load()
+    folder = str(catalog.folder(catalog.weights[given.base]))
+    given.work.mkdir(parents=True, exist_ok=True)
+    data, peer_data = given.work / f"{given.rows}.jsonl", given.work / f"{given.peer_rows}-first.jsonl"
+    if not data.exists():
+        partial = data.with_suffix(".partial")
+        make_rows(partial, given.rows)
+        partial.rename(data)
+    with data.open("rb") as source, peer_data.open("wb") as target:
+        target.writelines(line for _, line in zip(range(given.peer_rows), source, strict=False))
+    cache = given.work / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    arguments = [str(given.processes), str(cache / "ours")]
+    ours = measured(sys.executable, OURS, [folder, str(data), *arguments])
+    peer = measured(
+        peer_python(given.work / "venv"), PEER, [folder, str(peer_data), *arguments[:1], str(cache / "peer")]
+    )
+    clock = "processor_seconds" if given.processor_seconds else "seconds"
+    for name, found in (("ours", ours), ("datasets.map", peer)):
+        print(f"{name}: {found['rows'] / found[clock]:,.0f} rows/s ({clock}), peak {found['peak_mib']:,} MiB, {found}")
+    ratio = ours["rows"] / ours[clock] / (peer["rows"] / peer[clock])
+    print(
+        f"ratio: {ratio:.2f} (bar 3), {ours['rows'] / ours[clock]:,.0f} rows/s (bar 30,000), {ours['peak_mib']} MiB (bar 1,024)"
+    )
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
