@@ -236,3 +236,17 @@ def test_publisher_models_need_no_project(http: httpx.Client) -> None:
     names = [one["name"] for one in page["publisherModels"] + rest["publisherModels"]]
     assert "publishers/google/models/gemini-2.0-flash-001" in names and len(set(names)) == len(names)
     assert http.get("/v1/publishers/google/models/gemini-9").status_code == 404
+
+
+def test_a_dataset_is_checked_and_shown_before_any_job(http: httpx.Client, dataset: Dataset) -> None:
+    body = {"baseModel": "gemini-2.0-flash-001", "trainingDatasetUri": dataset.training}
+    report = http.post(f"/v1/{PARENT}:checkDataset", json=body | {"validationDatasetUri": dataset.validation}).json()
+    assert report["isUsable"] and report["dataset"]["rows"] == 12 and report["forecast"]["steps"] > 0
+    assert report["validation"]["overlap"]["samePrompts"] == 4
+    proof = http.post(f"/v1/{PARENT}:showExample", json=body | {"row": 3}).json()
+    assert proof["isSame"] and proof["line"] == 3
+    learned = "".join(token["text"] for token in proof["training"][0]["tokens"] if token["learned"])
+    assert learned.startswith("maybe")
+    empty = http.post(f"/v1/{PARENT}:checkDataset", json={})
+    fields = [row["field"] for row in empty.json()["error"]["details"][0]["fieldViolations"]]
+    assert fields == ["base_model", "training_dataset_uri"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sarto.api import (
     batch_predictions,
+    datasets,
     endpoints,
     experiments,
     gcs,
@@ -23,6 +24,7 @@ from sarto.api import (
 )
 from sarto.api.projects import ProjectMessage
 from sarto.api.routing import PUBLIC, SIGNED_IN, Route
+from sarto.control.dataset_checks import DatasetCheck
 from sarto.schema.batch_predictions import BatchPredictionJob, ListBatchPredictionJobsResponse
 from sarto.schema.generation import (
     CountTokensRequest,
@@ -90,6 +92,16 @@ TUNING = [
     Route(
         "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
         "What happened to a job, oldest first", query=PAGE,
+    ),
+]  # fmt: skip
+DATA = [
+    Route(
+        "POST", f"{LOCATION}:checkDataset", datasets.check, "aiplatform.tuningJobs.create",
+        "The report on a dataset, without tuning on it", DatasetCheck,
+    ),
+    Route(
+        "POST", f"{LOCATION}:showExample", datasets.show, "aiplatform.tuningJobs.create",
+        "One row of a dataset as training and serving see it", DatasetCheck,
     ),
 ]  # fmt: skip
 REGISTRY = [
@@ -270,6 +282,6 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO, *TUNING, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES, *TRANSLATION,
-    *openai.ROUTES, *gcs.ROUTES,
+    *ABOUT, *WHO, *TUNING, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
+    *TRANSLATION, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

@@ -36,6 +36,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         path.mkdir(parents=True, exist_ok=True)
     weights = control.catalog.weights[plan.weights]
     validation_uri = spec.validation_dataset_uri
+    given = spec.hyper_parameters or SupervisedHyperParameters()
     made = RunSpec(
         job=job.name,
         epoch=lease.epoch,
@@ -47,7 +48,9 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
             _pin(control, lease.project, folder / "data", "validation", validation_uri) if validation_uri else None
         ),
         data_format="translation" if plan.kind == "translation" else "auto",
-        parameters=_parameters(spec.hyper_parameters or SupervisedHyperParameters(), plan.rank, weights.learning_rate),
+        parameters=tuning_parameters(
+            spec.hyper_parameters or SupervisedHyperParameters(), plan.rank, weights.learning_rate
+        ),
         export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
         max_tokens_per_example=TRANSLATION_TOKENS if plan.kind == "translation" else weights.context,
         max_training_examples=control.limits.max_training_examples,
@@ -84,7 +87,7 @@ def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> D
     return made
 
 
-def _parameters(given: SupervisedHyperParameters, rank: int, learning_rate: float) -> TuningParameters:
+def tuning_parameters(given: SupervisedHyperParameters, rank: int, learning_rate: float) -> TuningParameters:
     """What the user left out stays out, except the learning rate, which is known for the base weights."""
     return TuningParameters(
         rank=rank,

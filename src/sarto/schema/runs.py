@@ -223,3 +223,18 @@ class RunResult(_Record):
     """The data report as JSON, relative to the run folder."""
     peak_memory_bytes: int = 0
     wall_seconds: float = 0.0
+
+
+class DatasetQuestion(_Record):
+    """What is asked of the data stage outside a run: the report on a dataset, or the proof of one of its rows."""
+
+    training: DatasetRef
+    validation: DatasetRef | None = None
+    data_format: Literal["auto", "translation"] = "auto"
+    parameters: TuningParameters
+    max_tokens_per_example: int
+    max_training_examples: int
+    max_validation_examples: int
+    cache_folder: str
+    row: int = 1
+    """1-based line of the training file that is to be shown."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sarto.engine.data.questions import dataset_report, dataset_row
 from sarto.engine.serving.engine import Engine
 from sarto.engine.serving.request import prompt_tokens
 from sarto.errors import InvalidArgument
 from sarto.schema.generation import CountTokensRequest
-from sarto.schema.runs import BaseWeights
+from sarto.schema.runs import BaseWeights, DatasetQuestion
 
 
 def answer_question(engine: Engine, base: BaseWeights | None, method: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,18 @@ def _needed(base: BaseWeights | None) -> BaseWeights:
     return base
 
 
+def _data_report(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    known = _needed(base)
+    return dataset_report(known, engine.tokenizer(known), DatasetQuestion.model_validate(payload))
+
+
+def _show_row(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    return dataset_row(engine.tokenizer(_needed(base)), DatasetQuestion.model_validate(payload))
+
+
 QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict[str, Any]]] = {
     "metrics": _metrics,
     "compute_tokens": _compute_tokens,
+    "data_report": _data_report,
+    "show_row": _show_row,
 }
