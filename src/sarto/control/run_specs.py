@@ -48,9 +48,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
             _pin(control, lease.project, folder / "data", "validation", validation_uri) if validation_uri else None
         ),
         data_format="translation" if plan.kind == "translation" else "auto",
-        parameters=tuning_parameters(
-            spec.hyper_parameters or SupervisedHyperParameters(), plan.rank, weights.learning_rate
-        ),
+        parameters=tuning_parameters(given, plan.rank, weights.learning_rate),
         export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
         max_tokens_per_example=TRANSLATION_TOKENS if plan.kind == "translation" else weights.context,
         max_training_examples=control.limits.max_training_examples,
