@@ -93,8 +93,7 @@ def build(settings: Settings, address: str = "", on_started: OnStarted = _quiet,
 async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Services, Path]]:
     """Everything a running service consists of, and the administrator's key file."""
     home = settings.home
-    for folder in FOLDERS:
-        (home / folder).mkdir(parents=True, exist_ok=True)
+    _make_folders(home)
     async with AsyncExitStack() as stack:
         database = Database.in_home(home, settings.database_url)
         stack.callback(database.close)
@@ -124,6 +123,14 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file
+
+
+def _make_folders(home: Path) -> None:
+    """The home is its owner's alone, also one that was made wider; a folder of someone else's stays as it is."""
+    for folder in (home, *(home / name for name in FOLDERS)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
 
 
 async def _start_loops(stack: AsyncExitStack, control: Control, generator: Generator) -> None:

@@ -59,6 +59,25 @@ def test_it_says_where_it_is_and_how_to_begin(child: subprocess.Popen[str], home
     assert (home / "credentials" / "admin.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_nothing_at_home_is_open_to_others(child: subprocess.Popen[str], home: Path) -> None:
+    address(child, home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert (home / "sarto.db").exists()
+    wide = [path for path in home.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o077]
+    assert not wide
+
+
+def test_a_home_that_was_made_wide_is_closed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "runs").mkdir(mode=0o755, parents=True)
+    home.chmod(0o755)
+    child = serve(home, "--port", "0")
+    address(child, home)
+    child.kill()
+    child.communicate()
+    assert {path.stat().st_mode & 0o777 for path in (home, home / "runs")} == {0o700}
+
+
 def test_a_port_in_use_and_a_home_in_use_are_clear_errors(
     child: subprocess.Popen[str], home: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def serve(
 ) -> None:
     """Run the service until Ctrl-C."""
     settings = settings_.load(home, host=host, port=port, grpc_port=grpc_port)
+    os.umask(0o077)  # whatever this process and its children write is its owner's alone
     _open_home(settings.home)
     with _alone(settings.home), _listen(settings.host, settings.port) as listener:
         _log_to(settings.home / "logs" / "serve.log")

@@ -50,12 +50,12 @@ class Database:
             yield connection
 
     def now(self, connection: Connection) -> float:
-        """Seconds since 1970 by the database's clock."""
+        """Seconds since 1970 by the database's clock, to the microsecond that times in answers have."""
         if self.is_sqlite:
             query = "select (julianday('now') - 2440587.5) * 86400.0"
         else:
             query = "select extract(epoch from clock_timestamp())::float8"
-        return float(connection.exec_driver_sql(query).scalar_one())
+        return round(float(connection.exec_driver_sql(query).scalar_one()), 6)
 
     def close(self) -> None:
         self.engine.dispose()
