@@ -41,7 +41,7 @@ MARGIN_WHOLE, MARGIN_FIELDS = 0.25, 0.60
 SHOWN = 6
 START_SECONDS = 60.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def fetch_adapter(service: Service, job: types.TuningJob) -> None:
         target = folder / blob.name.removeprefix(prefix).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         blob.download_to_filename(str(target))
-    console.print(f"  {uri}  (PEFT format, every checkpoint)")
+    console.print(f"  {uri}  (every checkpoint, in PEFT's format)")
     console.print(f"  copied to {folder.relative_to(HERE.parent)}")
 
 
@@ -230,7 +230,7 @@ def main() -> int:
         show_scores(base, tuned)
         console.print("[bold]6  The adapter[/bold]")
         fetch_adapter(service, job)
-    console.print("[bold]   The same from your own code[/bold]")
+    console.print("[bold]The same from your own code[/bold]")
     console.print(Text(how_to(job)))
     return verdict(base, tuned)
 

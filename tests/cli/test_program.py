@@ -136,3 +136,29 @@ def test_a_job_that_fails_says_why_and_exits_with_one(sarto: Run, tmp_path: Path
     done = sarto("tune", str(path), "--epochs", "1")
     assert done.returncode == 1
     assert "line 1601" in done.stderr
+
+
+def test_a_dataset_is_checked_without_a_job(sarto: Run, tickets: Path) -> None:
+    done = sarto("data", "check", str(tickets), "--validation", str(tickets))
+    assert done.returncode == 0, done.stderr
+    assert "12, of which 12 can be used" in done.stdout
+    assert "validation rows have their prompt in training" in done.stdout
+    report = json.loads(sarto("data", "check", str(tickets), "--json").stdout)
+    assert report["isUsable"]
+
+
+def test_data_that_a_job_would_refuse_is_reported_and_exits_with_one(sarto: Run, tickets: Path) -> None:
+    with tickets.open("a") as file:
+        file.write('{"contents": [{"role": "user", "parts": [{"text": "hello"}]}]}\n' * 3)
+    done = sarto("data", "check", str(tickets))
+    assert done.returncode == 1
+    assert "line 13" in done.stdout
+    assert "3 rows cannot be used" in done.stdout
+
+
+def test_a_row_is_shown_as_training_sees_it(sarto: Run, tickets: Path) -> None:
+    done = sarto("data", "show", str(tickets), "--row", "4")
+    assert done.returncode == 0, done.stderr
+    assert "say 3" in done.stdout.replace("|", "")
+    assert "Serving sends the same tokens" in done.stdout
+    assert sarto("data", "show", str(tickets), "--row", "99").returncode == 1
