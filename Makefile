@@ -8,7 +8,7 @@ VENV := .venv
 GENAI3 := .venv-genai3
 NODE := tests/conformance/node
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml constraints.txt $(wildcard setup.py MANIFEST.in src/sarto/engine/ops/*.cpp)
+INPUTS := pyproject.toml constraints.txt $(wildcard setup.py MANIFEST.in src/sarto/engine/*/*.cpp src/sarto/engine/*/*.h)
 PIP := python -m pip --disable-pip-version-check
 BASE := smollm2-135m-instruct
 # Servers and training runs in tests are processes of their own; one thread each keeps two cores honest.
