@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sarto.schema.runs import BaseWeights, DatasetRef, Progress, RunResult, RunSpec, TuningParameters
+from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetRef, Progress, RunResult, RunSpec, TuningParameters
 from tests.tiny import make_tiny_base
 
 PROGRAM = [sys.executable, "-m", "sarto.engine.run"]
@@ -188,6 +188,19 @@ def test_a_fault_of_the_user_is_the_results_error(tiny: BaseWeights, tmp_path: P
     assert result.error["code"] == 3
     assert "line 1" in result.error["message"]
     assert not result.checkpoints
+
+
+def test_a_run_that_refuses_its_data_leaves_the_report_on_it(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job")
+    with Path(spec.training_dataset.path).open("a") as file:
+        file.write("nonsense\n" * 6)
+    pinned = spec.training_dataset.model_copy(update={"size_bytes": Path(spec.training_dataset.path).stat().st_size})
+    spec = spec.model_copy(update={"training_dataset": pinned})
+    (Path(spec.run_folder) / "spec.json").write_text(spec.model_dump_json())
+    result = finish(spec)
+    assert result.error is not None and "6 of 30 rows cannot be used" in result.error["message"]
+    report = json.loads((Path(spec.run_folder) / REPORT_FILE).read_text())
+    assert not report["isUsable"] and report["dataset"]["faults"]["shown"][0]["line"] == 25
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_line(tiny: BaseWeights, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.blocks import read_line
 from sarto.engine.data.forecast import BaseShape
-from sarto.engine.data.prepare import Limits, Prepared, prepare
+from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
@@ -36,14 +36,14 @@ from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
 from sarto.schema.examples import parse_line
-from sarto.schema.runs import BaseWeights, DatasetRef, ParityCertificate, RunResult, RunSpec
+from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetRef, ParityCertificate, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
 """Trying the same run again would end the same way."""
 STOPPED = 143
 CERTIFIED_ROWS = 4
-RESULT_FILE, REPORT_FILE = "result.json", "data_report.json"
+RESULT_FILE = "result.json"
 
 
 def main(arguments: list[str], loaded: tuple[BaseWeights, Decoder] | None = None) -> int:
@@ -74,10 +74,11 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
     try:
         journal.say("phase", phase="PROCESSING_DATASET")
         tokenizer = ChatTokenizer.load(Path(spec.base.folder))
-        training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples)
+        training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples, "training")
         validation = None
         if spec.validation_dataset is not None:
-            validation = _prepare(spec, spec.validation_dataset, tokenizer, spec.max_validation_examples)
+            most = spec.max_validation_examples
+            validation = _prepare(spec, spec.validation_dataset, tokenizer, most, "validation")
         shape = BaseShape.load(spec.base.folder)
         parameters = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
         stats = training.stats(parameters.total_steps)
@@ -86,6 +87,7 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
             training, validation, spec.base, shape, spec.parameters, max_tokens=spec.max_tokens_per_example
         )
         _write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
+        check_usable(training, validation)
         session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
@@ -108,10 +110,12 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         journal.close()
 
 
-def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_examples: int) -> Prepared:
+def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_examples: int, role: str) -> Prepared:
+    """However many rows cannot be used: the report on them comes first. Whoever pinned the file allowed its size."""
+    limits = Limits(max_bytes=dataset.size_bytes, max_examples=max_examples, max_dropped_share=1.0, role=role)
     return prepare(
         dataset, tokenizer, max_tokens=spec.max_tokens_per_example, cache_folder=spec.cache_folder,
-        data_format=spec.data_format, limits=Limits(max_examples=max_examples), processes=spec.threads,
+        data_format=spec.data_format, limits=limits, processes=spec.threads,
     )  # fmt: skip
 
 

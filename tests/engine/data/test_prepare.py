@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sarto.engine.data.blocks import BLOCK_BYTES, read_line, scan
-from sarto.engine.data.prepare import Limits, Prepared, prepare
+from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.render import render
 from sarto.engine.data.statistics import distribution
 from sarto.engine.data.store import TokenStore
@@ -97,6 +97,18 @@ def test_limits_are_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidArgument, match=words):
         run(write(rows), tokenizer, tmp_path, limits=limits)
+
+
+def test_a_large_validation_file_is_bound_to_the_size_of_the_training_file(
+    write: Write, tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    training = run(write([row(f"question {i}", "yes") for i in range(3400)]), tokenizer, tmp_path)
+    held = {n: run(write([row(f"held {i}", "no") for i in range(n)]), tokenizer, tmp_path) for n in (1000, 1020, 1021)}
+    for count in (1000, 1020):
+        check_usable(training, held[count])
+    with pytest.raises(InvalidArgument, match="1,021 examples for 3,400 .* at most 30%"):
+        check_usable(training, held[1021])
+    check_usable(run(write(ROWS), tokenizer, tmp_path), held[1000])
 
 
 def test_a_second_job_on_the_same_data_tokenises_nothing(

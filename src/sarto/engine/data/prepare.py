@@ -25,6 +25,8 @@ SHOWN_FAULTS = 100
 FAULTS_IN_MESSAGE = 10
 ALONE_BYTES = 6 << 20
 """Up to this size one process is faster than starting more."""
+SMALL_VALIDATION, LARGEST_SHARE = 1000, 0.3
+"""More validation rows than this may be at most that share of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Limits:
     max_examples: int = 10_000_000
     max_line_bytes: int = 16 << 20
     max_dropped_share: float = 0.1
+    role: str = "training"
+    """What the data is for, in messages."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Prepared:
     def faults(self) -> list[RowFault]:
         """Every dropped row, in order."""
         return [RowFault(path, seen, wanted, fix, line) for line, path, seen, wanted, fix in self.store.facts.faults]
+
+    @property
+    def name(self) -> str:
+        """What messages call the file."""
+        return _name(self.dataset)
+
+    @property
+    def example_count(self) -> int:
+        """Rows that are used."""
+        return len(self.store.columns["lines"])
 
     def stats(self, step_count: int) -> DataStats:
         return data_stats(self.store, step_count)
@@ -69,7 +83,7 @@ def prepare(
 
     Raises InvalidArgument for a file that is too large, empty, or of whose rows too many cannot be used."""
     path = Path(dataset.path)
-    name = dataset.uri.rsplit("/", 1)[-1] or path.name
+    name = _name(dataset)
     if path.stat().st_size > limits.max_bytes:
         raise InvalidArgument(f"{name} has {path.stat().st_size:,} bytes; at most {limits.max_bytes:,} are allowed")
     digest = dataset.digest or _digest(path)
@@ -82,6 +96,20 @@ def prepare(
         store = _make(path, name, place, tokenizer, options, limits, processes, progress)
     _check_examples(store.facts, len(store.columns["lines"]), name, limits)
     return Prepared(dataset, store, was_cached)
+
+
+def check_usable(training: Prepared, validation: Prepared | None, limits: Limits = Limits()) -> None:
+    """What a job may begin with, of data that was prepared whatever it holds. Raises InvalidArgument naming a limit."""
+    for prepared in filter(None, (training, validation)):
+        _check_examples(prepared.store.facts, prepared.example_count, prepared.name, limits)
+    if validation is None or validation.example_count <= SMALL_VALIDATION:
+        return
+    if validation.example_count > LARGEST_SHARE * training.example_count:
+        raise InvalidArgument(
+            f"{validation.name} has {validation.example_count:,} examples for {training.example_count:,} to learn from:"
+            f" a validation file of more than {SMALL_VALIDATION:,} examples may have at most {LARGEST_SHARE:.0%}"
+            " as many as the training file"
+        )
 
 
 def _make(
@@ -143,9 +171,16 @@ def _mark_oversized(result: BlockResult, block: Block, limits: Limits) -> BlockR
     return result
 
 
+def _name(dataset: DatasetRef) -> str:
+    return dataset.uri.rsplit("/", 1)[-1] or Path(dataset.path).name
+
+
 def _check_not_too_many(examples: int, name: str, limits: Limits) -> None:
     if examples > limits.max_examples:
-        raise InvalidArgument(f"{name} has more than {limits.max_examples:,} examples; make it smaller")
+        raise InvalidArgument(
+            f"{name} has more than {limits.max_examples:,} examples, the limit for {limits.role} data on this service;"
+            " make it smaller"
+        )
 
 
 def _check_examples(facts: Facts, examples: int, name: str, limits: Limits) -> None:

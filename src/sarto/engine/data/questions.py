@@ -18,10 +18,10 @@ from sarto.schema.runs import BaseWeights, DatasetQuestion, DatasetRef
 
 def dataset_report(base: BaseWeights, tokenizer: ChatTokenizer, asked: DatasetQuestion) -> dict[str, Any]:
     """The report, also on data that a job would refuse: it says so. Raises InvalidArgument for no data at all."""
-    training = _prepared(tokenizer, asked, asked.training, asked.max_training_examples)
+    training = _prepared(tokenizer, asked, asked.training, asked.max_training_examples, "training")
     validation = None
     if asked.validation is not None:
-        validation = _prepared(tokenizer, asked, asked.validation, asked.max_validation_examples)
+        validation = _prepared(tokenizer, asked, asked.validation, asked.max_validation_examples, "validation")
     shape = BaseShape.load(base.folder)
     machine = measure(torch.get_num_threads())
     limit = asked.max_tokens_per_example
@@ -32,12 +32,15 @@ def dataset_row(tokenizer: ChatTokenizer, asked: DatasetQuestion) -> dict[str, A
     return show_row(Path(asked.training.path), asked.row, tokenizer, data_format=asked.data_format)
 
 
-def _prepared(tokenizer: ChatTokenizer, asked: DatasetQuestion, dataset: DatasetRef, max_examples: int) -> Prepared:
+def _prepared(
+    tokenizer: ChatTokenizer, asked: DatasetQuestion, dataset: DatasetRef, max_examples: int, role: str
+) -> Prepared:
+    """However many rows cannot be used; whoever asks allowed the file's size."""
     return prepare(
         dataset,
         tokenizer,
         max_tokens=asked.max_tokens_per_example,
         cache_folder=asked.cache_folder,
         data_format=asked.data_format,
-        limits=Limits(max_examples=max_examples, max_dropped_share=1.0),
+        limits=Limits(max_bytes=dataset.size_bytes, max_examples=max_examples, max_dropped_share=1.0, role=role),
     )

@@ -14,7 +14,8 @@ from pydantic.alias_generators import to_camel
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.duplicates import find_duplicates, find_overlap
 from sarto.engine.data.forecast import BaseShape, Machine, forecast
-from sarto.engine.data.prepare import SHOWN_FAULTS, Limits, Prepared
+from sarto.engine.data.prepare import SHOWN_FAULTS, Limits, Prepared, check_usable
+from sarto.errors import InvalidArgument
 from sarto.schema.runs import BaseWeights, TuningParameters
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
@@ -35,13 +36,13 @@ def data_report(
     limits: Limits = Limits(),
 ) -> dict[str, Any]:
     """The report, in the API's spelling. Without `machine` it forecasts steps but neither time nor memory."""
-    store, facts = training.store, training.store.facts
+    store = training.store
     chosen = choose(DataShape.of(store), given, shape.parameters)
-    rows = len(store.columns["lines"]) + len(facts.faults)
+    refusal = _refusal(training, validation, limits)
     report = {
         "dataset": _dataset(training),
         "base_model": {"name": base.name, "digest": base.digest, "max_tokens_per_example": max_tokens},
-        "is_usable": bool(len(store)) and len(facts.faults) <= limits.max_dropped_share * rows,
+        "is_usable": not refusal,
         "statistics": training.stats(chosen.total_steps).model_dump(),
         "over_long": _over_long(training),
         "duplicates": asdict(find_duplicates(store)) if len(store) else None,
@@ -50,12 +51,21 @@ def data_report(
     }
     if validation is not None:
         report["validation"] = {**_dataset(validation), "overlap": asdict(find_overlap(store, validation.store))}
-    report["findings"] = findings(report)
+    report["findings"] = findings(report, refusal)
     spelled: dict[str, Any] = _spell(report)
     return spelled
 
 
-def findings(report: dict[str, Any]) -> list[dict[str, str]]:
+def _refusal(training: Prepared, validation: Prepared | None, limits: Limits) -> str:
+    """Why a job would not begin with this data, empty if it would."""
+    try:
+        check_usable(training, validation, limits)
+    except InvalidArgument as error:
+        return error.message.splitlines()[0].removesuffix(" The first:")
+    return ""
+
+
+def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
     """What a person should look at, the worst first: `level` is error, warning or note."""
     found: list[tuple[str, str]] = []
     dataset, repeated = report["dataset"], report["duplicates"]
@@ -64,8 +74,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
         if count:
             found.append((level, f"{count:,} {words}"))
 
-    if not report["is_usable"]:
-        found.append(("error", "too many rows cannot be used; the job would fail before training"))
+    if refusal:
+        found.append(("error", f"a job would fail before training: {refusal}"))
     say("warning", dataset["faults"]["count"], "rows cannot be used and are dropped; each is listed with its reason")
     say("error", dataset["replies"]["without_loss"], "rows have no token to learn")
     say("error", dataset["tokens"]["double_bos"], "rows begin with two begin-of-text tokens")
