@@ -104,7 +104,9 @@ class OutOfRange(SartoError):
 
 
 class Unimplemented(SartoError):
-    code, status, http_status = 12, "UNIMPLEMENTED", 501
+    """Something the API has and this server does not. 400 over HTTP: asking again, as clients do on 5xx, is no use."""
+
+    code, status, http_status = 12, "UNIMPLEMENTED", 400
 
 
 class Internal(SartoError):

@@ -182,7 +182,7 @@ def test_bucket_life(client: storage.Client) -> None:
         client.get_bucket("conformance-life")
     made = client.bucket("conformance-life")
     made.versioning_enabled = True
-    with pytest.raises(exceptions.MethodNotImplemented, match="versioning"):
+    with pytest.raises(exceptions.BadRequest, match="versioning"):
         client.create_bucket(made)
 
 

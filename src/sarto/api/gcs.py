@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from sarto.api import gcs_buckets, gcs_objects, gcs_uploads, gcs_xml
 from sarto.api.gcs_batch import batch_over
 from sarto.api.gcs_door import Call, door, json_failure, xml_failure
+from sarto.api.openapi import ANY_TYPE, XML_ERRORS
 from sarto.api.routing import SIGNED_IN, Handler, Route
 
 B = "/storage/v1/b"
@@ -20,19 +21,26 @@ ONE = f"{OBJECTS}/{{object}}"
 
 
 def _route(
-    method: str, path: str, handler: Callable[[Call], Awaitable[ASGIApp]], permission: str, summary: str
+    method: str,
+    path: str,
+    handler: Callable[[Call], Awaitable[ASGIApp]],
+    permission: str,
+    summary: str,
+    response: str | None = None,
 ) -> Route:
     """A route to a bucket; its permission is asked for before the handler runs."""
-    return Route(method, path, door(handler, permission, json_failure), permission, summary, query=None)
+    opened = door(handler, permission, json_failure)
+    return Route(method, path, opened, permission, summary, response=response, query=None, errors="StorageError")
 
 
 def _xml(method: str, path: str, handler: Callable[[Call], Awaitable[ASGIApp]], permission: str, summary: str) -> Route:
-    return Route(method, path, door(handler, permission, xml_failure), permission, summary, query=None)
+    opened = door(handler, permission, xml_failure)
+    return Route(method, path, opened, permission, summary, response=ANY_TYPE, query=None, errors=XML_ERRORS)
 
 
 def _own(method: str, path: str, handler: Handler, permission: str, summary: str) -> Route:
     """A route above the buckets, whose handler asks for the permission itself."""
-    return Route(method, path, handler, permission, summary, query=None)
+    return Route(method, path, handler, permission, summary, query=None, errors="StorageError")
 
 
 GET, LIST = "storage.objects.get", "storage.objects.list"
@@ -48,7 +56,7 @@ METADATA: list[Route] = [
     _route("GET", f"{B}/{{bucket}}/storageLayout", gcs_buckets.storage_layout, LIST, "How a bucket is laid out"),
     _route("GET", f"{B}/{{bucket}}/managedFolders", gcs_buckets.managed_folders, LIST, "Managed folders: none"),
     _route("GET", OBJECTS, gcs_objects.list_, LIST, "List objects by prefix and delimiter"),
-    _route("GET", ONE, gcs_objects.get, GET, "An object, or with alt=media its bytes"),
+    _route("GET", ONE, gcs_objects.get, GET, "An object, or with alt=media its bytes", ANY_TYPE),
     _route("PATCH", ONE, gcs_objects.patch, UPDATE, "Change an object's metadata"),
     _route("PUT", ONE, gcs_objects.patch, UPDATE, "Replace an object's metadata"),
     _route("DELETE", ONE, gcs_objects.delete, DELETE, "Delete an object"),
@@ -62,7 +70,7 @@ METADATA: list[Route] = [
 ROUTES: list[Route] = [
     *METADATA,
     _own("POST", "/batch/storage/v1", batch_over(METADATA), SIGNED_IN, "Many calls about metadata in one"),
-    _route("GET", f"/download{ONE}", gcs_objects.get_media, GET, "The bytes of an object"),
+    _route("GET", f"/download{ONE}", gcs_objects.get_media, GET, "The bytes of an object", ANY_TYPE),
     *(
         route
         for prefix in ("/upload", "/resumable/upload")

@@ -34,12 +34,12 @@ READS = frozenset(["storage.objects.get", "storage.objects.list", "storage.bucke
 STORAGE_CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE", "MULTI_REGIONAL", "REGIONAL")
 REASONS = {
     400: "invalid", 401: "authError", 403: "forbidden", 404: "notFound", 409: "conflict", 412: "conditionNotMet",
-    413: "uploadTooLarge", 416: "requestedRangeNotSatisfiable", 429: "rateLimitExceeded", 501: "notImplemented",
+    413: "uploadTooLarge", 416: "requestedRangeNotSatisfiable", 429: "rateLimitExceeded",
     503: "backendError",
 }  # fmt: skip
 XML_CODES = {
     400: "InvalidArgument", 403: "AccessDenied", 404: "NoSuchKey", 409: "BucketNotEmpty", 412: "PreconditionFailed",
-    416: "InvalidRange", 429: "SlowDown", 501: "NotImplemented", 503: "ServiceUnavailable",
+    416: "InvalidRange", 429: "SlowDown", 503: "ServiceUnavailable",
 }  # fmt: skip
 SETTABLE = {
     "contentType": "content_type", "contentEncoding": "content_encoding", "contentLanguage": "content_language",
@@ -130,7 +130,8 @@ def refuse_unheeded(request: Request) -> None:
 
 
 def json_failure(error: SartoError) -> Reply:
-    reason = REASONS.get(error.http_status, "backendError")
+    is_missing = type(error) is Unimplemented
+    reason = "notImplemented" if is_missing else REASONS.get(error.http_status, "backendError")
     row = {"message": error.message, "domain": "global", "reason": reason}
     body = {"code": error.http_status, "message": error.message, "errors": [row]}
     return Reply(orjson.dumps({"error": body}), error.http_status)
@@ -139,7 +140,8 @@ def json_failure(error: SartoError) -> Reply:
 def xml_failure(error: SartoError) -> Reply:
     if isinstance(error, NoSuchBucket):  # so is every URL that is nothing at all: /BUCKET matches them
         return failure(NotFound("There is no method at this path, nor a bucket of that name."))
-    code = XML_CODES.get(error.http_status, "InternalError")
+    is_missing = type(error) is Unimplemented
+    code = "NotImplemented" if is_missing else XML_CODES.get(error.http_status, "InternalError")
     return xml(f"<Error><Code>{code}</Code><Message>{escape(error.message)}</Message></Error>", error.http_status)
 
 

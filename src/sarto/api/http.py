@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 JSON = b"application/json; charset=UTF-8"
 GZIP_MIN_BYTES = 32
+NO_CONTENT = (204, 304)
 STANDARD_PARAMETERS = frozenset(
     ["alt", "fields", "key", "pretty_print", "quota_user", "user_ip", "callback", "upload_protocol", "upload_type"]
 )
@@ -104,6 +105,10 @@ class Reply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = self.body
+        if self.status in NO_CONTENT:
+            await send({"type": "http.response.start", "status": self.status, "headers": [*self.headers]})
+            await send({"type": "http.response.body"})
+            return
         headers = [(b"content-type", self.content_type), (b"vary", b"Accept-Encoding"), *self.headers]
         if len(body) >= GZIP_MIN_BYTES and accepts_gzip(scope):
             body = gzip(body)

@@ -159,22 +159,27 @@ def _model(name: str, owner: str) -> dict[str, Any]:
 _ENDPOINT = "/{api}/projects/{project}/locations/{location}/endpoints/{endpoint}"
 _IN_BODY = f"/{{api}}/projects/{{project}}/locations/{{location}}/endpoints/{MODEL_IN_BODY}"
 _CHAT = {"type": "object", "description": "OpenAI's chat completion request"}
+_ANSWERS = ({"type": "object"}, "text/event-stream")
+ERRORS = "ChatError"
 ROUTES: list[Route] = [
     route
     for root in (_IN_BODY, _ENDPOINT, "/openai/v1")
     for route in (
         Route(
             "POST", f"{root}/chat/completions", chat_completions, "aiplatform.endpoints.predict",
-            "Chat completion in OpenAI's form", _CHAT, {"type": "object"}, None,
+            "Chat completion in OpenAI's form", _CHAT, _ANSWERS, None, ERRORS,
         ),
         *(
             ()
             if root == _ENDPOINT
             else (
-                Route("GET", f"{root}/models", list_models, SIGNED_IN, "Models in OpenAI's form", query=None),
+                Route(
+                    "GET", f"{root}/models", list_models, SIGNED_IN, "Models in OpenAI's form",
+                    query=None, errors=ERRORS,
+                ),
                 Route(
                     "GET", f"{root}/models/{{model=**}}", get_model, SIGNED_IN, "One model in OpenAI's form",
-                    query=None,
+                    query=None, errors=ERRORS,
                 ),
             )
         ),

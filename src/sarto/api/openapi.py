@@ -16,7 +16,9 @@ from sarto.schema.wire import Message
 REF = "#/components/schemas/{model}"
 INTEGERS = {"page_size"}
 BOOLEANS = {"force"}
-STATUS = {
+ANY_TYPE = "*/*"
+"""Media type of a route that answers with stored bytes, in whatever type they were stored."""
+ERROR = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -33,6 +35,41 @@ STATUS = {
     },
 }
 
+STORAGE_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "errors"],
+            "properties": {
+                "code": {"type": "integer"},
+                "message": {"type": "string"},
+                "errors": {"type": "array", "items": {"type": "object", "required": ["message", "domain", "reason"]}},
+            },
+        }
+    },
+}
+CHAT_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "code": {"type": "string"}},
+        }
+    },
+}
+OAUTH_ERROR = {
+    "type": "object",
+    "required": ["error", "error_description"],
+    "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+}
+ERRORS = {"Error": ERROR, "StorageError": STORAGE_ERROR, "ChatError": CHAT_ERROR, "OAuthError": OAUTH_ERROR}
+XML_ERRORS = "XmlError"
+"""Errors of the storage's XML routes: an `<Error>` element."""
+
 
 class _Shapes(GenerateJsonSchema):
     """Sees through the serializer by which every message leaves empty fields out: the shape is that of the fields."""
@@ -47,7 +84,7 @@ class _Shapes(GenerateJsonSchema):
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
     """The whole document. Paths are given under every API version."""
     routes = list(routes)
-    messages = {kind for route in routes for kind in (route.request, route.response) if _is_message(kind)}
+    messages = {kind for route in routes for kind in _kinds(route) if _is_message(kind)}
     _, schemas = models_json_schema(
         [(kind, "serialization") for kind in sorted(messages, key=lambda kind: kind.__name__)],
         ref_template=REF,
@@ -69,7 +106,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
         "security": [{"bearer": []}],
         "paths": paths,
         "components": {
-            "schemas": schemas.get("$defs", {}) | {"Error": STATUS},
+            "schemas": schemas.get("$defs", {}) | ERRORS,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -83,7 +120,7 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         "parameters": [*_path_parameters(path), *_query_parameters(route)],
         "responses": {
             "200": {"description": "The answer.", "content": _content(route.response)},
-            "default": {"description": "An error.", "content": {"application/json": {"schema": _ref("Error")}}},
+            "default": {"description": "An error.", "content": _error_content(route)},
         },
     }
     if route.permission == PUBLIC:
@@ -96,12 +133,22 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
 
 
 def _content(kind: Any) -> dict[str, Any]:
-    """A message, a plain JSON schema, or another media type by its name."""
+    """A message, a plain JSON schema, another media type by its name, or several of these."""
+    if isinstance(kind, tuple):
+        return {media: shape for one in kind for media, shape in _content(one).items()}
     if isinstance(kind, str):
         return {kind: {"schema": {}}}
     if _is_message(kind):
         return {"application/json": {"schema": _ref(kind.__name__)}}
     return {"application/json": {"schema": kind or {"type": "object"}}}
+
+
+def _error_content(route: Route) -> dict[str, Any]:
+    if route.errors == XML_ERRORS:
+        return {"application/json": {"schema": _ref("Error")}, "application/xml": {"schema": {}}}
+    kinds = dict.fromkeys(("Error", route.errors))
+    schema = _ref("Error") if len(kinds) == 1 else {"anyOf": [_ref(kind) for kind in kinds]}
+    return {"application/json": {"schema": schema}}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -130,6 +177,12 @@ def _template(path: str) -> str:
 
 def _tag(route: Route) -> str:
     return route.handler.__module__.rpartition(".")[2].replace("_", " ")
+
+
+def _kinds(route: Route) -> list[Any]:
+    return [
+        kind for kinds in (route.request, route.response) for kind in (kinds if isinstance(kinds, tuple) else [kinds])
+    ]
 
 
 def _is_message(kind: Any) -> bool:

@@ -42,6 +42,7 @@ MODEL = f"{LOCATION}/models/{{model}}"
 PUBLISHER_MODEL = f"{LOCATION}/publishers/{{publisher}}/models/{{model}}"
 METADATA = "/computeMetadata/v1"
 PAGE = ("page_size", "page_token")
+OAUTH = "OAuthError"
 LIST = (*PAGE, "filter", "order_by", "read_mask")
 
 ABOUT = [
@@ -52,8 +53,10 @@ ABOUT = [
     Route("GET", "/docs", meta.docs, PUBLIC, "A page that shows this description", response="text/html"),
 ]
 WHO = [
-    Route("POST", "/token", tokens.token, PUBLIC, "Exchange a signed assertion for an access token"),
-    Route("POST", "/sts/token", tokens.exchange, PUBLIC, "Exchange an external token for an access token"),
+    Route("POST", "/token", tokens.token, PUBLIC, "Exchange a signed assertion for an access token", errors=OAUTH),
+    Route(
+        "POST", "/sts/token", tokens.exchange, PUBLIC, "Exchange an external token for an access token", errors=OAUTH
+    ),
     Route("GET", "/oauth2/v3/certs", tokens.certificates, PUBLIC, "Public keys of identity tokens"),
     Route("GET", METADATA, tokens.metadata, PUBLIC, "Metadata server", response="application/text", query=None),
     Route(
@@ -219,7 +222,7 @@ GENERATION = [
         Route(
             "POST", f"{target}:streamGenerateContent", generation.stream_generate_content,
             "aiplatform.endpoints.predict", "Generate content piece by piece; alt=sse gives events, else one array",
-            GenerateContentRequest, "text/event-stream", ("alt",),
+            GenerateContentRequest, ("text/event-stream", {"type": "array"}), ("alt",),
         ),
         Route(
             "POST", f"{target}:countTokens", generation.count_tokens, "aiplatform.endpoints.predict",

@@ -42,6 +42,8 @@ class Route:
     request: Any = None
     response: Any = None
     query: tuple[str, ...] | None = ()
+    errors: str = "Error"
+    """Which form the handler's errors have (see `openapi`); before the handler, errors are always google.rpc.Status."""
 
     @property
     def resource(self) -> str:
