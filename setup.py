@@ -1,4 +1,4 @@
-"""The compiled part of the package: element-wise pieces of the training engine, optional and without torch headers.
+"""The compiled part of the package: small pieces of training and decoding, optional and without torch headers.
 
 Built once for each processor level that matters, so that a wheel runs anywhere and fast where it can; without a
 compiler the package works with plain torch operations. Everything else about the package is in pyproject.toml.
@@ -9,7 +9,8 @@ import sys
 
 from setuptools import Extension, setup
 
-SOURCE = "src/sarto/engine/ops/kernels.cpp"
+SOURCES = ["src/sarto/engine/ops/kernels.cpp", "src/sarto/engine/serving/rows.cpp"]
+HEADERS = ["src/sarto/engine/ops/numbers.h"]
 # No OpenMP library is linked on purpose: the symbols are found in the one torch has loaded.
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
 LEVELS = {
@@ -23,7 +24,13 @@ def extensions() -> list[Extension]:
         return []
     levels = LEVELS.get(platform.machine(), {})
     return [
-        Extension(f"sarto.engine.ops._kernels_{level}", [SOURCE], extra_compile_args=FLAGS + flags, optional=True)
+        Extension(
+            f"sarto.engine.ops._kernels_{level}",
+            SOURCES,
+            depends=HEADERS,
+            extra_compile_args=FLAGS + flags,
+            optional=True,
+        )
         for level, flags in levels.items()
     ]
 

@@ -15,6 +15,7 @@ from sarto.engine.families.load import load_base
 from sarto.engine.serving.adapters import AdapterKey, ResidentAdapters
 from sarto.engine.serving.cache import PREFIX_TOKENS, CacheShape, Lane, PrefixCache, width_for
 from sarto.engine.serving.memory import available_bytes
+from sarto.engine.serving.rows import compiled_rows
 from sarto.engine.serving.sampling import Sampler, Sampling, sample
 from sarto.engine.serving.text import TextStream
 from sarto.errors import InvalidArgument
@@ -175,3 +176,26 @@ def test_free_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> Non
     assert available_bytes(meminfo, tmp_path) == 1_024_000
     (tmp_path / "memory.max").write_text("300100\n")
     assert available_bytes(meminfo, tmp_path) == 300_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_row_adapters_equal_their_twin(dtype: torch.dtype) -> None:
+    compiled = compiled_rows()
+    if compiled is None:
+        pytest.skip("the package was built without a compiler")
+    generator = torch.Generator().manual_seed(0)
+    rank, inputs, width, parts = 4, 300, 270, torch.tensor([0, 0, 1])
+    x, a, b, y = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((5, inputs), (3, inputs, 2 * rank), (3, 3 * rank, width), (5, 3 * width))
+    )
+    slots = torch.tensor([2, -1, 0, 2], dtype=torch.int32)
+    expected = y.float().clone()
+    for row, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            factors = (x[row].float() @ a[slot].float()).view(2, rank)
+            for block, part in enumerate(parts.tolist()):
+                term = factors[part] @ b[slot].float()[block * rank : (block + 1) * rank]
+                expected[row, block * width : (block + 1) * width] += term
+    compiled.lora(x, slots, parts, a, b, rank, y)
+    torch.testing.assert_close(y.float(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-3)

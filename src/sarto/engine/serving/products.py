@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sarto.engine.families.decoder import GROUPS, Decoder, Group, Projection
+from sarto.engine.serving.rows import compiled_rows
 
 _pack = torch.ops.mkldnn._reorder_linear_weight
 _packed_product = torch.ops.mkldnn._linear_pointwise
@@ -149,9 +150,12 @@ class Bags:
     """Index lists of the rows that use one pool, per group: weights of A, then of B, with the offsets of each row."""
 
     pool: AdapterPool
+    slots: Tensor
+    """Slot of each row's adapter, -1 where it is not of this pool: (n,) int32."""
     rows: Tensor | None
     """Rows with an adapter of this pool; None when that is all of them."""
     lists: dict[Group, tuple[Tensor, Tensor, Tensor, Tensor]]
+    """Empty where the compiled twin is there, which goes by `slots`."""
 
 
 def plan_rows(choices: tuple[Choice, ...]) -> tuple[Bags, ...]:
@@ -162,13 +166,16 @@ def plan_rows(choices: tuple[Choice, ...]) -> tuple[Bags, ...]:
 
 def _bags(pool: AdapterPool, choices: tuple[Choice, ...]) -> Bags:
     device = pool.parts["o"].device
-    mine = [row for row, choice in enumerate(choices) if choice is not None and choice[0] is pool]
-    slots = torch.tensor([choice[1] for choice in choices if choice is not None and choice[0] is pool], device=device)
-    lists = {}
+    found = [choice[1] if choice is not None and choice[0] is pool else -1 for choice in choices]
+    all_slots = torch.tensor(found, dtype=torch.int32, device=device)
+    if device.type == "cpu" and compiled_rows() is not None:
+        return Bags(pool, all_slots, None, {})
+    mine = torch.nonzero(all_slots >= 0)[:, 0]
+    slots, lists = all_slots[mine].long(), {}
     for group, shape in pool.shapes.items():
         blocks = slots[:, None] * len(shape.parts) + torch.arange(len(shape.parts), device=device)
         lists[group] = (*_ranges(slots, shape.inputs), *_ranges(blocks.flatten(), pool.rank))
-    return Bags(pool, None if len(mine) == len(choices) else torch.tensor(mine, device=device), lists)
+    return Bags(pool, all_slots, None if len(mine) == len(choices) else mine, lists)
 
 
 def _ranges(numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -204,6 +211,10 @@ def _add_rows(plan: tuple[Bags, ...], layer: int, group: Group, x: Tensor, y: Te
     for bags in plan:
         a, b = bags.pool.matrices(layer, group)
         parts, rank = bags.pool.parts[group], bags.pool.rank
+        compiled = compiled_rows()
+        if not bags.lists and compiled is not None:
+            compiled.lora(x, bags.slots, parts, a, b, rank, y)
+            continue
         indices_a, offsets_a, indices_b, offsets_b = bags.lists[group]
         count = len(offsets_a) - 1
         mine = x[:count] if bags.rows is None else x[bags.rows]
