@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
+from sarto.storage.group_writer import GroupWriter
+
 
 class Database:
     """`sqlite:///PATH` or `postgresql+psycopg://…`. Safe to use from many threads; `close` when done."""
@@ -23,6 +25,7 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self.engine: Engine = _sqlite(url) if self.is_sqlite else sa.create_engine(url, pool_size=8, pool_pre_ping=True)
+        self._writer = GroupWriter(self.engine) if self.is_sqlite else None
 
     @classmethod
     def in_home(cls, home: Path, url: str = "") -> Database:
@@ -30,18 +33,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A writing transaction: committed at the end, rolled back on an error. On SQLite it is the only writer."""
-        with self.engine.connect() as connection:
-            if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.begin()
-            try:
+        """A writing transaction: committed at the end, rolled back on an error. On SQLite it is the only writer, and
+        those of several threads share a commit."""
+        if self._writer is not None:
+            with self._writer.transaction() as connection:
                 yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+            return
+        with self.engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -58,6 +57,8 @@ class Database:
         return round(float(connection.exec_driver_sql(query).scalar_one()), 6)
 
     def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
         self.engine.dispose()
 
 
