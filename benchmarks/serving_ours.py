@@ -86,7 +86,8 @@ class Streams:
     def run(
         self, clients: int, prompt: Callable[[int], str], new: int, stop: Callable[[int, float], bool]
     ) -> list[float]:
-        """Seconds to the first chunk of every answer, until `stop(answers, seconds)`."""
+        """Seconds to the first chunk of every answer until `stop(answers, seconds)`, each client's first answer left out:
+        they all ask at the same moment."""
         outcomes: queue.Queue[tuple[int, Any]] = queue.Queue()
         sent: dict[int, float] = {}
         first: dict[int, float] = {}
@@ -121,4 +122,4 @@ class Streams:
             done += 1
             if not stop(done, time.perf_counter() - began):
                 ask()
-        return list(first.values())
+        return [seconds for number, seconds in first.items() if number >= min(sent) + clients]

@@ -224,3 +224,17 @@ def test_thinking_config_and_safety_settings_are_taken_without_effect(asker: Ask
     plain = request(thinkingConfig={"thinkingBudget": 0})
     plain.safety_settings = [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}]
     assert parts_of(asker.ask(base, plain)) == parts_of(asker.ask(base, request()))
+
+
+def test_requests_that_arrive_together_compute_a_shared_beginning_once(base: BaseWeights) -> None:
+    system = "You are a careful assistant of a large library and answer in one short sentence. " * 3
+    with running_engine() as asker:
+        first = asker.send(base, request("wait", maxOutputTokens=300))
+        sent = [asker.send(base, request(f"{system} Question {number}")) for number in range(5)]
+        answers = asker.wait([first, *sent])
+        known = [answers[number][-1]["usageMetadata"].get("cachedContentTokenCount", 0) for number in sent]
+        texts = [text_of(answers[number]) for number in sent]
+    assert known[0] < 64  # what the template itself begins with
+    assert all(tokens >= len(system) // 2 for tokens in known[1:])
+    with running_engine() as asker:
+        assert texts == [text_of(asker.ask(base, request(f"{system} Question {n}"))) for n in range(5)]

@@ -113,6 +113,12 @@ class Lane:
         self.block, self._views = block, (0, [])
 
 
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens of the common beginning that a cache would keep as whole pieces."""
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return common // PREFIX_TOKENS * PREFIX_TOKENS
+
+
 class PrefixCache:
     """Keys and values of prompt pieces by everything that came before them, dropped by least use past `limit` bytes."""
 
@@ -129,12 +135,16 @@ class PrefixCache:
     def find(self, adapter: str, tokens: Sequence[int]) -> list[Tensor]:
         """Pieces (layers, 2, HK, PREFIX_TOKENS, hd) that cover the longest known beginning, its last token left out:
         that one must be computed to know what follows."""
-        known = list(itertools.takewhile(self._pieces.__contains__, self._keys(adapter, tokens[:-1])))
+        known = self._known(adapter, tokens)
         found = [self._pieces[key] for key in known]
         self._touch(known)
         self.hit_tokens += len(found) * PREFIX_TOKENS
         self.asked_tokens += len(tokens)
         return found
+
+    def known_tokens(self, adapter: str, tokens: Sequence[int]) -> int:
+        """How much of a prompt `find` would give."""
+        return len(self._known(adapter, tokens)) * PREFIX_TOKENS
 
     def keep(self, adapter: str, tokens: Sequence[int], content: Tensor) -> None:
         """Remember a computed prompt; `content` is (layers, 2, HK, ≥ len(tokens), hd)."""
@@ -146,6 +156,9 @@ class PrefixCache:
         self._touch(keys)
         while self._pieces and self.size_bytes > self._limit:
             self._pieces.popitem(last=False)
+
+    def _known(self, adapter: str, tokens: Sequence[int]) -> list[bytes]:
+        return list(itertools.takewhile(self._pieces.__contains__, self._keys(adapter, tokens[:-1])))
 
     def _touch(self, keys: list[bytes]) -> None:
         """Mark as used, the beginning last: a piece is of no use without those before it."""

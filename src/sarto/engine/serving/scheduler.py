@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from sarto.engine.serving.adapters import AdapterKey
-from sarto.engine.serving.cache import Lane
+from sarto.engine.serving.cache import Lane, shared_tokens
 from sarto.engine.serving.generation import Candidate, Generation
 from sarto.engine.serving.products import Choice
 from sarto.engine.serving.runner import PromptChunk, Row, Runner
@@ -32,9 +31,20 @@ class _Prompt:
     """An admitted request whose prompt is being computed."""
 
     generation: Generation
-    lane: Lane
-    done: int
     choice: Choice
+    lane: Lane | None = None
+    """None until its turn comes."""
+    done: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.generation.order.wanted.prompt
+
+    @property
+    def cache_name(self) -> str:
+        """What its keys and values depend on beside its tokens."""
+        key = self.generation.order.key
+        return key.digest if key is not None else ""
 
 
 class Scheduler:
@@ -112,12 +122,12 @@ class Scheduler:
 
     def _begin_decoding(self, prompt: _Prompt, first: dict[Candidate, int]) -> None:
         generation = prompt.generation
-        tokens = generation.order.wanted.prompt
-        self.runner.prefixes.keep(_cache_name(generation.order.key), tokens, prompt.lane.content(0))
+        assert prompt.lane is not None
+        self.runner.prefixes.keep(prompt.cache_name, prompt.tokens, prompt.lane.content(0))
         for candidate in generation.candidates:
             if candidate.finish_reason:
                 continue
-            candidate.row = Row([*tokens, first[candidate]], prompt.choice)
+            candidate.row = Row([*prompt.tokens, first[candidate]], prompt.choice)
             self.runner.join(candidate.row, prompt.lane)
             self._decoding[candidate.row] = (generation, candidate)
 
@@ -141,22 +151,32 @@ class Scheduler:
             self.waiting.popleft()
             self._admitted.add(generation)
             self._reserved += generation.needed_tokens
-            lane, known = self.runner.open(generation.order.wanted.prompt, _cache_name(key))
-            generation.known_tokens = known
-            self._prompts.append(_Prompt(generation, lane, known, choice))
+            self._prompts.append(_Prompt(generation, choice))
 
     def _chunks(self) -> list[tuple[_Prompt, PromptChunk]]:
         """The stretch of prompts for this step, oldest first."""
         left = self.limits.mixed_chunk_tokens if self._decoding else self.limits.chunk_tokens
         found = []
-        for prompt in self._prompts:
-            tokens = prompt.generation.order.wanted.prompt
-            length = min(left, len(tokens) - prompt.done)
-            if not length:
+        for place, prompt in enumerate(self._prompts):
+            if not left:
                 break
-            found.append((prompt, PromptChunk(prompt.lane, tokens, prompt.done, length, prompt.choice)))
+            if prompt.lane is None:
+                if self._is_under_way(prompt, self._prompts[:place]):
+                    continue
+                prompt.lane, prompt.done = self.runner.open(prompt.tokens, prompt.cache_name)
+                prompt.generation.known_tokens = prompt.done
+            length = min(left, len(prompt.tokens) - prompt.done)
+            found.append((prompt, PromptChunk(prompt.lane, prompt.tokens, prompt.done, length, prompt.choice)))
             left -= length
         return found
+
+    def _is_under_way(self, prompt: _Prompt, earlier: list[_Prompt]) -> bool:
+        """Whether an earlier prompt is computing a beginning of this one that the prefix cache will then hold."""
+        known = self.runner.prefixes.known_tokens(prompt.cache_name, prompt.tokens)
+        return any(
+            other.cache_name == prompt.cache_name and shared_tokens(other.tokens, prompt.tokens[:-1]) > known
+            for other in earlier
+        )
 
     def _settle(self, generation: Generation, candidate: Candidate) -> None:
         """Free what a finished candidate and a finished request held."""
@@ -185,8 +205,3 @@ class Scheduler:
             self._reserved -= generation.needed_tokens
             if generation.order.key is not None:
                 self.runner.adapters.release(generation.order.key)
-
-
-def _cache_name(key: AdapterKey | None) -> str:
-    """What a prompt's keys and values depend on beside its tokens."""
-    return key.digest if key is not None else ""
