@@ -14,7 +14,7 @@ BASE := smollm2-135m-instruct
 # Servers and training runs in tests are processes of their own; one thread each keeps two cores honest.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SLOW_FOLDERS := $(wildcard tests/conformance tests/crash)
-FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu and not ray" -n $(WORKERS)
+FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu" -n $(WORKERS)
 
 .PHONY: demo serve test setup base check fix fast bench docs lock clean
 
@@ -28,8 +28,8 @@ setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
 
 test: setup base $(GENAI3)/installed $(NODE)/node_modules/installed  ## every test: what CI runs
 	$(PYTEST) $(FAST) tests
-	$(PYTEST) -m "not gpu and not ray" $(SLOW_FOLDERS)
-	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu and not ray" tests
+	$(PYTEST) -m "not gpu" $(SLOW_FOLDERS)
+	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu" tests
 
 check: setup  ## what must pass before a commit
 	$(BIN)/ruff format --check .
