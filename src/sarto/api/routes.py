@@ -106,6 +106,14 @@ DATA = [
         "POST", f"{LOCATION}:showExample", datasets.show, "aiplatform.tuningJobs.create",
         "One row of a dataset as training and serving see it", DatasetCheck,
     ),
+    Route(
+        "GET", f"{JOB}/dataReport", datasets.report_of_job, "aiplatform.tuningJobs.get",
+        "The report on a job's data, once its run has read it",
+    ),
+    Route(
+        "GET", f"{JOB}:showExample", datasets.show_of_job, "storage.objects.get",
+        "One row of a job's data as training and serving see it", query=("row",),
+    ),
 ]  # fmt: skip
 REGISTRY = [
     Route(

@@ -1,16 +1,25 @@
-"""Questions about a dataset before any job: who may ask, what names mean, the question in the engine's words."""
+"""Questions about a dataset, before any job or of one: who may ask, what the names mean, and the question in the
+engine's words. A worker answers; only the report that a job's run left is read here.
+"""
 
 from __future__ import annotations
 
-from sarto.control import iam
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sarto.control import datasets, iam, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import Control
-from sarto.control.run_specs import TRANSLATION_TOKENS, tuning_parameters
+from sarto.control.run_specs import SPEC_FILE, TRANSLATION_TOKENS, tuning_parameters
 from sarto.errors import FieldViolation, InvalidArgument, NotFound
-from sarto.names import LocationName
-from sarto.schema.runs import DatasetQuestion, DatasetRef
+from sarto.names import LocationName, ResourceName
+from sarto.schema.examples import DataFormat
+from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetQuestion, DatasetRef, RunSpec
 from sarto.schema.tuning_jobs import SupervisedHyperParameters
 from sarto.schema.wire import Int64, Message, Text
+from sarto.storage.buckets import StoredObject
 
 
 class DatasetCheck(Message):
@@ -25,8 +34,8 @@ class DatasetCheck(Message):
 
 def question(
     control: Control, principal: Principal, parent: LocationName, check: DatasetCheck
-) -> tuple[str, DatasetQuestion]:
-    """The base weights' id and what to ask the worker. Raises InvalidArgument with every fault."""
+) -> tuple[BaseWeights, DatasetQuestion]:
+    """The base weights and what to ask the worker. Raises InvalidArgument with every fault."""
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.create", parent.project).number
     required = {"base_model": check.base_model, "training_dataset_uri": check.training_dataset_uri}
     faults = [FieldViolation(name, "Required field is not set.") for name, text in required.items() if not text]
@@ -38,23 +47,66 @@ def question(
     given = check.hyper_parameters or SupervisedHyperParameters()
     rank = given.adapter_size.rank if given.adapter_size else entry.rules.default_adapter_size
     is_translation = entry.rules.kind == "translation"
-    validation = check.validation_dataset_uri
-    return entry.weights.id, DatasetQuestion(
-        training=_dataset(control, project, check.training_dataset_uri, "training_dataset_uri"),
-        validation=_dataset(control, project, validation, "validation_dataset_uri") if validation else None,
-        data_format="translation" if is_translation else "auto",
+    data_format: DataFormat = "translation" if is_translation else "auto"
+    files = [
+        (uri, datasets.find(control, project, field, uri))
+        for field, uri in (
+            ("training_dataset_uri", check.training_dataset_uri),
+            ("validation_dataset_uri", check.validation_dataset_uri),
+        )
+        if uri
+    ]
+    refs = [_reference(control, uri, found) for uri, found in files]
+    return control.catalog.base(entry.weights), DatasetQuestion(
+        training=refs[0],
+        validation=refs[1] if len(refs) > 1 else None,
+        data_format=data_format,
         parameters=tuning_parameters(given, rank, entry.weights.learning_rate),
         max_tokens_per_example=TRANSLATION_TOKENS if is_translation else entry.weights.context,
         max_training_examples=control.limits.max_training_examples,
         max_validation_examples=control.limits.max_validation_examples,
         cache_folder=str(control.home / "cache" / "tokens"),
+        refusal=next(filter(None, (datasets.first_fault(control, found, data_format) for _, found in files)), ""),
         row=check.row,
     )
 
 
-def _dataset(control: Control, project: str, uri: str, field: str) -> DatasetRef:
-    try:
-        found = control.buckets.resolve(uri, field, project)
-    except NotFound as error:
-        raise InvalidArgument.field(field, f"{error.message} ({uri})") from None
+def job_question(
+    control: Control, principal: Principal, name: ResourceName, row: int
+) -> tuple[BaseWeights, DatasetQuestion]:
+    """The base weights, and what to ask for one row of the data that a job pinned. Raises NotFound before it did."""
+    iam.require(control.database, principal, "storage.objects.get", name.project)
+    found = _newest(control, principal, name, SPEC_FILE)
+    if found is None:
+        raise NotFound(f"TuningJob {name} has not begun to read its data; try again when it runs.")
+    spec = RunSpec.model_validate_json(found.read_bytes())
+    return spec.base, DatasetQuestion(
+        training=spec.training_dataset,
+        data_format=spec.data_format,
+        parameters=spec.parameters,
+        max_tokens_per_example=spec.max_tokens_per_example,
+        max_training_examples=spec.max_training_examples,
+        max_validation_examples=spec.max_validation_examples,
+        cache_folder=spec.cache_folder,
+        row=row,
+    )
+
+
+def job_report(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
+    """The data report of a job, there from the moment its run read the data. Raises NotFound until then."""
+    found = _newest(control, principal, name, REPORT_FILE)
+    if found is None:
+        raise NotFound(f"TuningJob {name} has no data report: its data has not been read.")
+    report: dict[str, Any] = orjson.loads(found.read_bytes())
+    return report
+
+
+def _newest(control: Control, principal: Principal, name: ResourceName, file: str) -> Path | None:
+    """The file as the job's latest run that has it left it. Raises NotFound when there is no such job."""
+    tuning_jobs.get(control, principal, name)
+    runs = [run for run in control.job_folder(name.id).glob(f"*/{file}") if run.parent.name.isdigit()]
+    return max(runs, key=lambda run: int(run.parent.name), default=None)
+
+
+def _reference(control: Control, uri: str, found: StoredObject) -> DatasetRef:
     return DatasetRef(uri=uri, path=str(control.buckets.path(found)), size_bytes=found.size, digest=found.sha256)

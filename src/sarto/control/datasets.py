@@ -19,6 +19,14 @@ LOOK_ROWS = 100
 
 def look(control: Control, project: str, field: str, uri: str, data_format: DataFormat) -> StoredObject:
     """The dataset's object, as the project may read it. Raises InvalidArgument on `field` with what is wrong."""
+    found = find(control, project, field, uri)
+    if fault := first_fault(control, found, data_format):
+        raise InvalidArgument.field(field, fault)
+    return found
+
+
+def find(control: Control, project: str, field: str, uri: str) -> StoredObject:
+    """The dataset's object, whatever its rows are. Raises InvalidArgument on `field`."""
     if uri.startswith("projects/") and "/datasets/" in uri:
         raise InvalidArgument.field(
             field, f'"{uri}" is a managed dataset; Sarto reads files: write gs://BUCKET/FILE.jsonl'
@@ -35,15 +43,18 @@ def look(control: Control, project: str, field: str, uri: str, data_format: Data
         raise InvalidArgument.field(
             field, f'"{uri}" has {found.size:,} bytes; at most {control.limits.max_dataset_bytes:,} are allowed'
         )
-    fault = _first_fault(control.buckets.path(found), found.size, data_format)
-    if fault:
-        raise InvalidArgument.field(field, f"{found.name.rpartition('/')[2]} {fault}")
     return found
+
+
+def first_fault(control: Control, found: StoredObject, data_format: DataFormat) -> str:
+    """What is wrong with the first rows, with the file's name in front; empty if nothing."""
+    fault = _first_fault(control.buckets.path(found), found.size, data_format)
+    return f"{found.name.rpartition('/')[2]} {fault}" if fault else ""
 
 
 @lru_cache(maxsize=1024)
 def _first_fault(content: Path, size: int, data_format: DataFormat) -> str:
-    """What is wrong with the first rows, empty if nothing. The path names its content, so answers may be remembered."""
+    """The path names its content, so answers may be remembered."""
     with content.open("rb") as file:
         head = file.read(LOOK_BYTES)
     lines = head.split(b"\n")

@@ -105,7 +105,7 @@ class Gathered:
             return None
         written: dict[str, Any] = {
             "totalStepCount": str(self.chosen.total_steps),
-            "effectiveParameters": effective(self.chosen, resource),
+            "effectiveParameters": effective(self.chosen),
         }
         if self.step is not None:
             epochs = self.step.step * self.chosen.epoch_count // max(self.chosen.total_steps, 1)
@@ -135,15 +135,10 @@ def write(database: Database, lease: Lease, gathered: Gathered) -> None:
     gathered.is_changed = False
 
 
-def effective(chosen: ChosenParameters, resource: dict[str, Any]) -> dict[str, Any]:
-    """What the run of the job `resource` really uses, and why where its user did not say, in the API's spelling."""
-    given = resource["supervisedTuningSpec"].get("hyperParameters", {})
+def effective(chosen: ChosenParameters) -> dict[str, Any]:
+    """What the run really uses, and why where its user did not say, in the API's spelling."""
     written: dict[str, Any] = {to_camel(name): value for name, value in chosen.model_dump(mode="json").items()}
-    reasons = {to_camel(name): reason for name, reason in chosen.reasons.items()}
-    if "learningRate" not in given:
-        times = f", times {given['learningRateMultiplier']:g}" if "learningRateMultiplier" in given else ""
-        reasons.setdefault("learningRate", f"the rate recommended for the base model{times}")
-    return {**written, "reasons": reasons}
+    return {**written, "reasons": {to_camel(name): reason for name, reason in chosen.reasons.items()}}
 
 
 def data_stats(stats: DataStats) -> dict[str, Any]:

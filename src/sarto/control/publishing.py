@@ -328,7 +328,7 @@ def _ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRo
     metadata = resource.get("tuningJobMetadata", {})
     metadata.pop("throughput", None)
     if result.parameters is not None:
-        metadata["effectiveParameters"] = effective(result.parameters, resource)
+        metadata["effectiveParameters"] = effective(result.parameters)
         metadata["totalStepCount"] = metadata["completedStepCount"] = str(result.parameters.total_steps)
         metadata["completedEpochCount"] = str(result.parameters.epoch_count)
     return {**changes, "tuningJobMetadata": metadata or None}

@@ -87,11 +87,13 @@ def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> D
 
 def tuning_parameters(given: SupervisedHyperParameters, rank: int, learning_rate: float) -> TuningParameters:
     """What the user left out stays out, except the learning rate, which is known for the base weights."""
+    is_given = given.learning_rate is not None
     return TuningParameters(
         rank=rank,
         alpha=ALPHA_PER_RANK * rank,
         epoch_count=given.epoch_count,
-        learning_rate=given.learning_rate if given.learning_rate is not None else learning_rate,
+        learning_rate=given.learning_rate if is_given else learning_rate,
+        learning_rate_reason="" if is_given else f"{learning_rate:g}, the rate recommended for the base model",
         learning_rate_multiplier=(
             given.learning_rate_multiplier if given.learning_rate_multiplier is not None else 1.0
         ),

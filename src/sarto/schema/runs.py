@@ -46,6 +46,8 @@ class TuningParameters(_Record):
     """Projections that get an adapter, by their last name (`q_proj` …); empty means all linear projections."""
     epoch_count: int | None = None
     learning_rate: float | None = None
+    learning_rate_reason: str = ""
+    """Why it is this one, where its user did not say."""
     learning_rate_multiplier: float = 1.0
     """Multiplies the learning rate, be it given or chosen."""
     batch_size: int | None = None
@@ -239,5 +241,7 @@ class DatasetQuestion(_Record):
     max_training_examples: int
     max_validation_examples: int
     cache_folder: str
+    refusal: str = ""
+    """Why a job on this data would be refused when it is created; empty if it would not."""
     row: int = 1
     """1-based line of the training file that is to be shown."""

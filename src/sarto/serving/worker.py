@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
-from sarto.engine.serving.questions import answer_question
+from sarto.engine.serving.questions import LONG, answer_question
 from sarto.engine.serving.request import count_tokens
 from sarto.errors import Internal, PayloadTooLarge, SartoError
 from sarto.schema.generation import CountTokensRequest, GenerateContentRequest
@@ -98,7 +98,8 @@ class _Door:
         elif frame["call"] == "count_tokens":
             pool, work = self._readers, partial(self._count_tokens, target, frame["request"])
         else:
-            pool, work = self._answerers, partial(self._inspect, target, frame["request"])
+            pool = self._answerers if frame["request"]["method"] in LONG else self._readers
+            work = partial(self._inspect, target, frame["request"])
         task = self._loop.create_task(self._answer(number, self._loop.run_in_executor(pool, work)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

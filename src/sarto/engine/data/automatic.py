@@ -53,6 +53,8 @@ def choose(
     rate = given.learning_rate
     if rate is None:
         rate, reasons["learning_rate"] = _learning_rate(data.rows, parameter_count)
+    elif given.learning_rate_reason:
+        reasons["learning_rate"] = given.learning_rate_reason
     if given.learning_rate_multiplier != 1:
         reasons["learning_rate_multiplier"] = f"{rate:g}, multiplied by {given.learning_rate_multiplier:g} as asked"
     steps = epochs * -(-data.rows // batch)

@@ -18,14 +18,21 @@ SHOWN_RAW = 20_000
 
 
 def show_row(
-    path: Path, line: int, tokenizer: ChatTokenizer, *, data_format: DataFormat = "auto", limits: Limits = Limits()
+    path: Path,
+    line: int,
+    tokenizer: ChatTokenizer,
+    *,
+    name: str = "",
+    data_format: DataFormat = "auto",
+    limits: Limits = Limits(),
 ) -> dict[str, Any]:
     """The proof for the row at a 1-based line. A row that cannot be used has its `fault` instead of tokens.
+    `name` is what messages call the file.
 
     Raises NotFound when the file has no such line."""
     raw = read_line(path, line, limits.max_line_bytes)
     if raw is None:
-        raise NotFound(f"{path.name} has no line {line}, or the line is too long to read")
+        raise NotFound(f"{name or path.name} has no line {line}, or the line is too long to read")
     proof: dict[str, Any] = {"line": line, "raw": raw.decode("utf-8", "replace")[:SHOWN_RAW]}
     try:
         example = parse_line(raw, line, data_format=data_format)

@@ -25,11 +25,15 @@ def dataset_report(base: BaseWeights, tokenizer: ChatTokenizer, asked: DatasetQu
     shape = BaseShape.load(base.folder)
     machine = measure(torch.get_num_threads())
     limit = asked.max_tokens_per_example
-    return data_report(training, validation, base, shape, asked.parameters, max_tokens=limit, machine=machine)
+    return data_report(
+        training, validation, base, shape, asked.parameters, max_tokens=limit, machine=machine, refusal=asked.refusal
+    )
 
 
 def dataset_row(tokenizer: ChatTokenizer, asked: DatasetQuestion) -> dict[str, Any]:
-    return show_row(Path(asked.training.path), asked.row, tokenizer, data_format=asked.data_format)
+    """The proof of the row. Raises NotFound when there is no such line."""
+    path, name = Path(asked.training.path), asked.training.uri.rpartition("/")[2]
+    return show_row(path, asked.row, tokenizer, name=name, data_format=asked.data_format)
 
 
 def _prepared(

@@ -34,11 +34,14 @@ def data_report(
     max_tokens: int,
     machine: Machine | None = None,
     limits: Limits = Limits(),
+    refusal: str = "",
 ) -> dict[str, Any]:
-    """The report, in the API's spelling. Without `machine` it forecasts steps but neither time nor memory."""
+    """The report, in the API's spelling. Without `machine` it forecasts steps but neither time nor memory.
+
+    `refusal`: why no job would be accepted on this data, if that is known already."""
     store = training.store
     chosen = choose(DataShape.of(store), given, shape.parameters)
-    refusal = _refusal(training, validation, limits)
+    refusal = refusal or _refusal(training, validation, limits)
     report = {
         "dataset": _dataset(training),
         "base_model": {"name": base.name, "digest": base.digest, "max_tokens_per_example": max_tokens},
@@ -75,7 +78,7 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
             found.append((level, f"{count:,} {words}"))
 
     if refusal:
-        found.append(("error", f"a job would fail before training: {refusal}"))
+        found.append(("error", f"a job on this data would be refused: {refusal}"))
     say("warning", dataset["faults"]["count"], "rows cannot be used and are dropped; each is listed with its reason")
     say("error", dataset["replies"]["without_loss"], "rows have no token to learn")
     say("error", dataset["tokens"]["double_bos"], "rows begin with two begin-of-text tokens")

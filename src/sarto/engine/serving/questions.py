@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sarto.engine.data.questions import dataset_report, dataset_row
 from sarto.engine.serving.engine import Engine
 from sarto.engine.serving.request import prompt_tokens
-from sarto.errors import InvalidArgument
+from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.schema.generation import CountTokensRequest
 from sarto.schema.runs import BaseWeights, DatasetQuestion
 
@@ -17,7 +18,10 @@ def answer_question(engine: Engine, base: BaseWeights | None, method: str, paylo
     """Raises InvalidArgument for an unknown method, and whatever the function says about its payload."""
     if method not in QUESTIONS:
         raise InvalidArgument(f"The worker knows no question {method!r}; known: {', '.join(QUESTIONS)}.")
-    return QUESTIONS[method](engine, base, payload)
+    try:
+        return QUESTIONS[method](engine, base, payload)
+    except FileNotFoundError as error:
+        raise FailedPrecondition(f"A file was deleted while it was read: {Path(error.filename or '').name}.") from None
 
 
 def _metrics(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
@@ -52,3 +56,5 @@ QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict
     "data_report": _data_report,
     "show_row": _show_row,
 }
+LONG = frozenset({"data_report", "show_row"})
+"""Questions that read whole files; the others are answered at once, whatever these take."""

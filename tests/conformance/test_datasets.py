@@ -1,0 +1,77 @@
+"""The data API over a real port: reports and mask proofs, before a job, of a job that ended well, and of one that failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from .conftest import PARENT, Dataset
+from .service import training_rows, upload, wait_for
+
+MODEL = "gemini-2.0-flash-001"
+BROKEN = b'{"contents": [{"role": "user", "parts": [{"text": "hello"}]}]}\n'
+
+
+def check(http: httpx.Client, uri: str, **fields: Any) -> dict[str, Any]:
+    answer = http.post(f"/v1/{PARENT}:checkDataset", json={"baseModel": MODEL, "trainingDatasetUri": uri, **fields})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_a_job_has_its_report_and_shows_its_rows(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    report = http.get(f"/v1/{tuned['name']}/dataReport").json()
+    assert report["isUsable"] and report["dataset"]["rows"] == 12
+    assert report["automatic"]["epochCount"] == 2
+    assert report["automatic"]["reasons"]["learningRate"].endswith("the rate recommended for the base model")
+    assert report["automatic"]["reasons"] == tuned["tuningJobMetadata"]["effectiveParameters"]["reasons"]
+    proof = http.get(f"/v1beta1/{tuned['name']}:showExample", params={"row": 2}).json()
+    assert proof["line"] == 2 and proof["isSame"]
+    assert http.get(f"/v1/{tuned['name']}:showExample").json()["line"] == 1
+    past = http.get(f"/v1/{tuned['name']}:showExample", params={"row": 13})
+    assert past.status_code == 404 and "train.jsonl has no line 13" in past.json()["error"]["message"]
+    assert http.get(f"/v1/{tuned['name']}:showExample", params={"row": "x"}).status_code == 400
+
+
+def test_what_has_no_report_says_so(http: httpx.Client) -> None:
+    gone = http.get(f"/v1/{PARENT}/tuningJobs/1234567890123456789/dataReport")
+    assert gone.status_code == 404 and "is not found" in gone.json()["error"]["message"]
+
+
+def test_a_broken_row_is_named_before_and_by_the_job_that_fails_of_it(http: httpx.Client) -> None:
+    late = upload(http, "tuning-data", "late.jsonl", training_rows(120) + BROKEN * 20)
+    report = check(http, late)
+    assert not report["isUsable"]
+    first = report["dataset"]["faults"]["shown"][0]
+    assert first["line"] == 121 and first["path"].startswith("contents") and first["fix"]
+    assert report["findings"][0]["level"] == "error" and "20 of 140 rows" in report["findings"][0]["message"]
+    body = {"baseModel": MODEL, "supervisedTuningSpec": {"trainingDatasetUri": late}}
+    name = http.post(f"/v1/{PARENT}/tuningJobs", json=body).json()["name"]
+    wait_for(lambda: "endTime" in http.get(f"/v1/{name}").json())
+    job = http.get(f"/v1/{name}").json()
+    assert job["state"] == "JOB_STATE_FAILED" and "line 121" in job["error"]["message"]
+    stored = http.get(f"/v1/{job['name']}/dataReport").json()
+    assert not stored["isUsable"] and stored["dataset"]["faults"] == report["dataset"]["faults"]
+
+
+def test_the_check_refuses_what_creating_a_job_would_refuse(http: httpx.Client, dataset: Dataset) -> None:
+    early = upload(http, "tuning-data", "early.jsonl", training_rows(30) + BROKEN + training_rows(30))
+    report = check(http, early)
+    assert report["dataset"]["usedRows"] == 60, "few enough to be dropped, were they not among the first"
+    assert not report["isUsable"] and "early.jsonl line 31: contents" in report["findings"][0]["message"]
+    body = {"baseModel": MODEL, "supervisedTuningSpec": {"trainingDatasetUri": early}}
+    refused = http.post(f"/v1/{PARENT}/tuningJobs", json=body)
+    assert refused.status_code == 400 and "early.jsonl line 31: contents" in refused.text
+    held = check(http, dataset.training, validationDatasetUri=early)
+    assert not held["isUsable"] and "early.jsonl line 31" in held["findings"][0]["message"]
+
+
+def test_no_row_at_all_is_an_error_with_the_lines(http: httpx.Client) -> None:
+    bad = upload(http, "tuning-data", "bad.jsonl", BROKEN * 3)
+    body = {"baseModel": MODEL, "trainingDatasetUri": bad}
+    answer = http.post(f"/v1/{PARENT}:checkDataset", json=body)
+    assert answer.status_code == 400 and "bad.jsonl: 3 of 3 rows cannot be used" in answer.json()["error"]["message"]
+    shown = http.post(f"/v1/{PARENT}:showExample", json=body | {"row": 2}).json()
+    assert shown["fault"]["line"] == 2 and "training" not in shown
+    missing = http.post(f"/v1/{PARENT}:checkDataset", json=body | {"trainingDatasetUri": "gs://tuning-data/no.jsonl"})
+    assert missing.status_code == 400 and "training_dataset_uri" in missing.text
