@@ -86,8 +86,8 @@ class Streams:
     def run(
         self, clients: int, prompt: Callable[[int], str], new: int, stop: Callable[[int, float], bool]
     ) -> list[float]:
-        """Seconds to the first chunk of every answer until `stop(answers, seconds)`, each client's first answer left out:
-        they all ask at the same moment."""
+        """Seconds to the first chunk of every answer until `stop(answers, seconds)`. The first answer of each client is
+        left out: they all ask at the same moment."""
         outcomes: queue.Queue[tuple[int, Any]] = queue.Queue()
         sent: dict[int, float] = {}
         first: dict[int, float] = {}

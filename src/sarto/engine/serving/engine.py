@@ -61,10 +61,18 @@ class _Base:
         options: EngineOptions,
     ) -> None:
         folder = Path(base.folder)
-        cache_bytes = options.cache_bytes or available_bytes() // 4
+        free = available_bytes()
+        cache_bytes = options.cache_bytes or free // 4
         self.name = base.name
         self.tokenizer = tokenizer
-        self.runner = Runner(base, dtype, device, adapter_limit=options.max_adapters, prefix_bytes=cache_bytes // 8)
+        self.runner = Runner(
+            base,
+            dtype,
+            device,
+            adapter_limit=options.max_adapters,
+            adapter_bytes=free // 8,
+            prefix_bytes=cache_bytes // 8,
+        )
         self.context = self.runner.config.context
         self.grammars = GrammarTokens(folder, self.runner.config.vocabulary, self.tokenizer.end_of_turn_ids)
         self.scheduler = Scheduler(

@@ -90,6 +90,13 @@ class GroupShape:
         return cls(projection.inputs, width, parts)
 
 
+def bytes_of_adapter(decoder: Decoder, rank: int) -> int:
+    """Memory of one resident adapter on all projections."""
+    shapes = [GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS]
+    numbers = sum((s.inputs * (max(s.parts) + 1) + len(s.parts) * s.width) * rank for s in shapes)
+    return numbers * decoder.config.layers * decoder.dtype.itemsize
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Low-rank terms of one adapter, per layer and group, padded to its rank class and ready to be copied into a pool:
@@ -114,10 +121,6 @@ class AdapterPool:
                 a = like.new_zeros(slots, shape.inputs, (max(shape.parts) + 1) * rank)
                 row[group] = (a, like.new_zeros(slots, len(shape.parts) * rank, shape.width))
             self._terms.append(row)
-
-    @property
-    def slot_bytes(self) -> int:
-        return sum(t[0].numel() * t.element_size() for row in self._terms for pair in row.values() for t in pair)
 
     def put(self, slot: int, adapter: Adapter) -> None:
         for pool, terms in zip(self._terms, adapter.terms, strict=True):

@@ -17,8 +17,11 @@ from sarto.engine.ops.choose import choose_operations
 from sarto.engine.serving.adapters import ResidentAdapters
 from sarto.engine.serving.attention import Chunk, StepAttention
 from sarto.engine.serving.cache import CacheShape, Lane, PrefixCache, width_for
-from sarto.engine.serving.products import Choice, Products, RowAdapters, plan_rows
+from sarto.engine.serving.products import Choice, Products, RowAdapters, bytes_of_adapter, plan_rows
 from sarto.schema.runs import BaseWeights
+
+TYPICAL_RANK = 16
+"""What memory for adapters is shared out by; larger ones take more."""
 
 
 @dataclass(eq=False)
@@ -51,12 +54,23 @@ class Runner:
     """Base weights, packed; pools of adapters; lanes of keys and values."""
 
     def __init__(
-        self, base: BaseWeights, dtype: torch.dtype, device: torch.device, *, adapter_limit: int, prefix_bytes: int
+        self,
+        base: BaseWeights,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        adapter_limit: int,
+        prefix_bytes: int,
+        adapter_bytes: int | None = None,
     ) -> None:
+        """At most `adapter_limit` adapters are resident, and fewer where they would fill more than `adapter_bytes`."""
         with torch.inference_mode():
             self.decoder = load_base(base, dtype, device)
             self.decoder.ops = choose_operations(device)
             self.config = self.decoder.config
+            if adapter_bytes is not None:
+                fitting = adapter_bytes // bytes_of_adapter(self.decoder, TYPICAL_RANK)
+                adapter_limit = max(1, min(adapter_limit, fitting))
             self.adapters = ResidentAdapters(self.decoder, adapter_limit)
             self.products = Products(self.decoder)
         self.shape = CacheShape.of(self.config, dtype, device)
