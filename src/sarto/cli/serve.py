@@ -9,6 +9,7 @@ import logging.handlers
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from sarto.settings import Settings
 ADDRESS_FILE = "address"
 GRPC_ADDRESS_FILE = "grpc_address"
 GRACE_SECONDS = 1
+THREAD_TURN_SECONDS = 0.0005
+"""Handlers are short: with Python's turns of 5 ms they would keep the event loop waiting longer than they work."""
 STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -57,6 +60,7 @@ def serve(
 
 
 def _run(settings: Settings, listener: socket.socket, address: str, grpc_lines: str) -> None:
+    sys.setswitchinterval(THREAD_TURN_SECONDS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
     failures: list[BaseException] = []
 
