@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from sarto.api.generation import target_of
 from sarto.api.http import Doors, Services
 from sarto.api.routes import ROUTES
+from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control import service_accounts
 from sarto.control.auth import Authenticator
@@ -40,7 +40,7 @@ from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
-HANDLER_THREADS = 8
+HANDLER_THREADS = 16
 OnStarted = Callable[[Path], None]
 OnFailed = Callable[[Exception], None]
 FOLDERS = ("credentials", "runs", "adapters", "cache", "sockets", "logs")
@@ -108,8 +108,8 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
         stack.push_async_callback(generator.close)
-        threads = ThreadPoolExecutor(HANDLER_THREADS, "handler")
-        stack.callback(threads.shutdown, cancel_futures=True)
+        threads = HandlerThreads(HANDLER_THREADS)
+        stack.callback(threads.close)
         await _start_loops(stack, control, generator)
         services = Services(
             database=database,
@@ -141,7 +141,7 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
 
     async def answer(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
         request = GenerateContentRequest.read(asked, "request")
-        whole = await collect(generator.generate(target_of(control.catalog, deployed), request))
+        whole = await collect(generator.generate(target_of(control, deployed), request))
         whole.model_version = deployed.base_model
         return whole.to_json()
 

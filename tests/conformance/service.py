@@ -79,6 +79,11 @@ class Service:
         return self._child.wait(20)
 
     @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    @property
     def port(self) -> str:
         return self.address.rpartition(":")[2]
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from sarto.api import gcs_buckets, gcs_objects, gcs_uploads, gcs_xml
 from sarto.api.gcs_batch import batch_over
 from sarto.api.gcs_door import Call, door, json_failure, xml_failure
-from sarto.api.openapi import ANY_TYPE, XML_ERRORS
+from sarto.api.openapi import ANY_TYPE, NOTHING, XML_ERRORS
 from sarto.api.routing import SIGNED_IN, Handler, Route
 
 B = "/storage/v1/b"
@@ -34,8 +34,9 @@ def _route(
 
 
 def _xml(method: str, path: str, handler: Callable[[Call], Awaitable[ASGIApp]], permission: str, summary: str) -> Route:
+    response = NOTHING if method == "DELETE" else ANY_TYPE
     opened = door(handler, permission, xml_failure)
-    return Route(method, path, opened, permission, summary, response=ANY_TYPE, query=None, errors=XML_ERRORS)
+    return Route(method, path, opened, permission, summary, response=response, query=None, errors=XML_ERRORS)
 
 
 def _own(method: str, path: str, handler: Handler, permission: str, summary: str) -> Route:
@@ -52,14 +53,16 @@ METADATA: list[Route] = [
     _route("GET", f"{B}/{{bucket}}", gcs_buckets.get, "storage.buckets.get", "A bucket"),
     _route("PATCH", f"{B}/{{bucket}}", gcs_buckets.patch, "storage.buckets.update", "Change a bucket's labels"),
     _route("PUT", f"{B}/{{bucket}}", gcs_buckets.patch, "storage.buckets.update", "Replace a bucket's labels"),
-    _route("DELETE", f"{B}/{{bucket}}", gcs_buckets.delete, "storage.buckets.delete", "Delete an empty bucket"),
+    _route(
+        "DELETE", f"{B}/{{bucket}}", gcs_buckets.delete, "storage.buckets.delete", "Delete an empty bucket", NOTHING
+    ),
     _route("GET", f"{B}/{{bucket}}/storageLayout", gcs_buckets.storage_layout, LIST, "How a bucket is laid out"),
     _route("GET", f"{B}/{{bucket}}/managedFolders", gcs_buckets.managed_folders, LIST, "Managed folders: none"),
     _route("GET", OBJECTS, gcs_objects.list_, LIST, "List objects by prefix and delimiter"),
     _route("GET", ONE, gcs_objects.get, GET, "An object, or with alt=media its bytes", ANY_TYPE),
     _route("PATCH", ONE, gcs_objects.patch, UPDATE, "Change an object's metadata"),
     _route("PUT", ONE, gcs_objects.patch, UPDATE, "Replace an object's metadata"),
-    _route("DELETE", ONE, gcs_objects.delete, DELETE, "Delete an object"),
+    _route("DELETE", ONE, gcs_objects.delete, DELETE, "Delete an object", NOTHING),
     _route("POST", f"{ONE}/compose", gcs_objects.compose, CREATE, "Join objects into one"),
     _route("POST", f"{ONE}/copyTo/b/{{target_bucket}}/o/{{target}}", gcs_objects.copy_to, GET, "Copy an object"),
     _route("POST", f"{ONE}/rewriteTo/b/{{target_bucket}}/o/{{target}}", gcs_objects.rewrite_to, GET, "Copy an object"),

@@ -11,7 +11,6 @@ import logging
 import secrets
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
 from sarto.api.routing import PUBLIC, Route, Router
+from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control.auth import Authenticator, Principal
 from sarto.control.context import Control
@@ -65,7 +65,7 @@ class Services:
     authenticator: Authenticator
     generator: Generator
     control: Control
-    threads: Executor
+    threads: HandlerThreads
     max_body_bytes: int
     metadata_account: str
     """E-mail of the account that the metadata-server paths speak for; empty: they do not exist."""
@@ -83,7 +83,9 @@ def principal(request: Request) -> Principal:
 async def in_thread(request: Request, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run what blocks (the database, files) beside the event loop."""
     call = partial(function, *args, **kwargs) if kwargs else partial(function, *args)
-    return await asyncio.get_running_loop().run_in_executor(services(request).threads, call)
+    threads = services(request).threads
+    run = threads.read if request.method in ("GET", "HEAD") else threads.write
+    return await asyncio.wrap_future(run(call))
 
 
 async def in_control(request: Request, function: Callable[..., T], *args: Any) -> T:

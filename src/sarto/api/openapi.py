@@ -18,6 +18,8 @@ INTEGERS = {"page_size"}
 BOOLEANS = {"force"}
 ANY_TYPE = "*/*"
 """Media type of a route that answers with stored bytes, in whatever type they were stored."""
+NOTHING = "nothing"
+"""Response of a route that answers 204 and no body."""
 ERROR = {
     "type": "object",
     "required": ["error"],
@@ -119,7 +121,7 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         "tags": [_tag(route)],
         "parameters": [*_path_parameters(path), *_query_parameters(route)],
         "responses": {
-            "200": {"description": "The answer.", "content": _content(route.response)},
+            **_answer(route),
             "default": {"description": "An error.", "content": _error_content(route)},
         },
     }
@@ -141,6 +143,12 @@ def _content(kind: Any) -> dict[str, Any]:
     if _is_message(kind):
         return {"application/json": {"schema": _ref(kind.__name__)}}
     return {"application/json": {"schema": kind or {"type": "object"}}}
+
+
+def _answer(route: Route) -> dict[str, Any]:
+    if route.response == NOTHING:
+        return {"204": {"description": "Done; there is nothing to say."}}
+    return {"200": {"description": "The answer.", "content": _content(route.response)}}
 
 
 def _error_content(route: Route) -> dict[str, Any]:

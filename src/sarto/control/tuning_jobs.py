@@ -41,6 +41,8 @@ MOVES: dict[JobState, frozenset[JobState]] = {
 }
 """Every legal move. A job that lost its run stays RUNNING until the next run takes over or attempts are used up."""
 
+BEHIND_ALL = "9" * 20
+"""Sorts behind every id: ids are 19 digits."""
 CANCELLED_STATUS = {"code": 1, "message": "The job was cancelled by its user."}
 
 
@@ -87,7 +89,10 @@ def get(control: Control, principal: Principal, name: ResourceName) -> dict[str,
     """The job's JSON as it goes over the wire. Raises NotFound."""
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.get", name.project).number
     with control.database.reading() as connection:
-        return _read(find(connection, project, name))
+        row = connection.execute(_GET, {"project": project, "id": name.id}).first()
+    resolution.check_found(row, name, "TuningJob")
+    assert row is not None
+    return _read(row)
 
 
 def list_(
@@ -102,16 +107,14 @@ def list_(
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.list", parent.project).number
     size = paging.page_size(page_size)
     scope = ("tuningJobs", project, parent.location, filter)
-    query = sa.select(tuning_job.c.id, tuning_job.c.resource).where(tuning_job.c.project == project)
-    if parent.location != "-":
-        query = query.where(tuning_job.c.location == parent.location)
-    if before := paging.start(page_token, *scope):
-        query = query.where(tuning_job.c.id < before)
+    before = paging.start(page_token, *scope) or BEHIND_ALL
+    query = _LIST_EVERYWHERE if parent.location == "-" else _LIST
     tree = filters.parse(filter)
     if tree is not None:
         query = query.where(filters.to_sql(tree, _FILTERS))
+    values = {"project": project, "location": parent.location, "before": before, "most": size + 1}
     with control.database.reading() as connection:
-        rows = connection.execute(query.order_by(tuning_job.c.id.desc()).limit(size + 1)).all()
+        rows = connection.execute(query, values).all()
     more = paging.token(rows[size - 1].id, *scope) if len(rows) > size else ""
     return [_read(row) for row in rows[:size]], more
 
@@ -288,6 +291,17 @@ def _label_presence(node: filters.Comparison) -> sa.ColumnElement[bool]:
     return _label_sql(filters.Comparison(f"labels.{node.value}", ":", "*", node.position))
 
 
+# Statements of the busiest calls, built once: to build one costs more than to run it.
+_GET = sa.select(tuning_job.c.location, tuning_job.c.resource).where(
+    tuning_job.c.project == sa.bindparam("project"), tuning_job.c.id == sa.bindparam("id")
+)
+_LIST_EVERYWHERE = (
+    sa.select(tuning_job.c.id, tuning_job.c.resource)
+    .where(tuning_job.c.project == sa.bindparam("project"), tuning_job.c.id < sa.bindparam("before"))
+    .order_by(tuning_job.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+_LIST = _LIST_EVERYWHERE.where(tuning_job.c.location == sa.bindparam("location"))
 _INSERT_JOB = tuning_job.insert()
 _INSERT_LABEL = job_label.insert()
 _FILTERS: dict[str, filters.Compiler] = {

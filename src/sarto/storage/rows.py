@@ -16,13 +16,19 @@ from sarto.storage.objects import Bucket, NoSuchBucket, ObjectFields, StoredObje
 from sarto.storage.tables import bucket as bucket_table
 from sarto.storage.tables import stored_object, upload_session
 
+# Built once: to build a statement costs more than to run it.
+_BUCKET = sa.select(bucket_table).where(bucket_table.c.name == sa.bindparam("name"))
+_OBJECT = sa.select(stored_object).where(
+    stored_object.c.bucket == sa.bindparam("bucket"), stored_object.c.name == sa.bindparam("name")
+)
+
 
 def key(bucket: str, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(stored_object.c.bucket == bucket, stored_object.c.name == name)
 
 
 def bucket_row(connection: Connection, name: str) -> sa.Row[Any] | None:
-    return connection.execute(sa.select(bucket_table).where(bucket_table.c.name == name)).first()
+    return connection.execute(_BUCKET, {"name": name}).first()
 
 
 def visible(connection: Connection, name: str, project: str | None, *, writing: bool = False) -> Bucket:
@@ -39,7 +45,7 @@ def visible(connection: Connection, name: str, project: str | None, *, writing: 
 
 
 def find(connection: Connection, bucket: str, name: str) -> StoredObject | None:
-    row = connection.execute(sa.select(stored_object).where(key(bucket, name))).first()
+    row = connection.execute(_OBJECT, {"bucket": bucket, "name": name}).first()
     return None if row is None else read_object(row)
 
 
