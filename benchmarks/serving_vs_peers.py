@@ -167,6 +167,22 @@ def soak(base: BaseWeights, keys: list[AdapterKey], seconds: float, threads: int
         engine.close()
 
 
+def sweep(base: BaseWeights, keys: list[AdapterKey], seconds: float, threads: int) -> Rates:
+    """Answers a second of 16 clients by the number of adapters they take turns with; 64 are resident at most. Adapters
+    beyond the first few have names of their own over the same files: what is measured is residency."""
+    found = {}
+    for count in (1, 8, 64, 1000):
+        engine = Engine(EngineOptions(threads=threads))
+        try:
+            named = [AdapterKey(f"{n}-{keys[n % len(keys)].digest}", keys[n % len(keys)].folder) for n in range(count)]
+            streams = Streams(engine, base, named)
+            answers = streams.run(16, lambda n: f"Story {n}: " + "word " * 40, 32, lambda _, passed: passed > seconds)
+            found[f"answers a second, {count} adapter(s) in use"] = len(answers) / seconds
+        finally:
+            engine.close()
+    return found
+
+
 def ratios(rates: dict[str, Rates]) -> list[tuple[str, float, str]]:
     """(what, ratio, bar)."""
     ours, found = rates["ours"], []
@@ -194,6 +210,7 @@ def main() -> None:
     parser.add_argument("--peer-new", type=int, default=16, help="new tokens of the slow peer; its rate is per token")
     parser.add_argument("--gguf", help="F16 file of the base, for llama.cpp")
     parser.add_argument("--soak", type=float, default=0, help="seconds with 64 clients at the end")
+    parser.add_argument("--sweep", type=float, default=0, help="seconds with each number of adapters, 1 to 1,000")
     parser.add_argument("--ours-only", action="store_true")
     parser.add_argument("--processor-seconds", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -222,6 +239,8 @@ def main() -> None:
             name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in rounds.items()
         }
         rates["ours"] |= first_token_seconds(base, keys, given)
+        if given.sweep:
+            rates["ours"] |= sweep(base, keys, given.sweep, given.threads)
         if given.soak:
             rates["ours"] |= soak(base, keys, given.soak, given.threads)
     show(rates, given)
