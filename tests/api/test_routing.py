@@ -28,6 +28,7 @@ ROUTER = Router(
         ("GET", "/store/{bucket}/o/{object}"),
         ("POST", "/store/{bucket}/o/{object}/copy/{target}"),
         ("GET", "/{bucket}/{object=**}"),
+        ("GET", "/"),
     ]
 )
 BASE = "/v1/projects/p/locations/l"
@@ -45,6 +46,7 @@ def find(method: str, path: str) -> tuple[str, dict[str, str]]:
     [
         ("GET", f"{BASE}/jobs", ("/jobs", {})),
         ("HEAD", f"{BASE}/jobs", ("/jobs", {})),
+        ("GET", "/", ("/", {})),
         ("GET", "/v1beta1/projects/p/locations/l/jobs/7", ("/jobs/{job}", {"job": "7"})),
         ("GET", f"{BASE}/jobs/m%401", ("/jobs/{job}", {"job": "m@1"})),
         ("GET", f"{BASE}/jobs/a%2Fb", ("/jobs/{job}", {"job": "a/b"})),

@@ -106,8 +106,8 @@ class Router:
             child = node.child(head)
             if child is not None and verb in child.verbs:
                 return child.verbs[verb], values if head in node.literals else [*values, head]
-        child = node.child(segment)
-        if not segment or child is None or "" not in child.verbs:
+        child = node.child(segment) if segment else node.literals.get("")
+        if child is None or "" not in child.verbs:
             return None
         return child.verbs[""], values if segment in node.literals else [*values, segment]
 
