@@ -1,4 +1,4 @@
-"""The data API over a real port: reports and mask proofs, before a job, of a job that ended well, and of one that failed."""
+"""The data API over a real port: reports and mask proofs before a job, of one that succeeded, and one that failed."""
 
 from __future__ import annotations
 

@@ -129,7 +129,6 @@ def test_a_dataset_of_another_project_does_not_exist(control: Control) -> None:
     [
         {"preferenceOptimizationSpec": {}, "supervisedTuningSpec": None},
         {"spec": {"tuningMode": "TUNING_MODE_FULL"}},
-        {"customBaseModel": "gs://data/model"},
         {"encryptionSpec": {"kmsKeyName": "projects/p/locations/l/keyRings/r/cryptoKeys/k"}},
     ],
 )

@@ -25,8 +25,8 @@ from sarto.api.http import (
     until_gone,
 )
 from sarto.api.streams import stream
-from sarto.catalog import Catalog
 from sarto.control import resolution
+from sarto.control.context import Control
 from sarto.control.resolution import Deployed
 from sarto.errors import DeadlineExceeded, FailedPrecondition
 from sarto.schema.generation import CountTokensRequest, GenerateContentRequest, GenerateContentResponse
@@ -80,13 +80,12 @@ def find_target(request: Request, name: str) -> tuple[Deployed, Target]:
     """What answers a name, and what to hand the generator for it. Raises NotFound, FailedPrecondition and the like."""
     served = services(request)
     deployed = resolution.resolve(served.control, principal(request), name)
-    return deployed, target_of(served.catalog, deployed)
+    return deployed, target_of(served.control, deployed)
 
 
-def target_of(catalog: Catalog, deployed: Deployed) -> Target:
+def target_of(control: Control, deployed: Deployed) -> Target:
     """Raises FailedPrecondition, with the command to get them, when the base weights are not on this machine."""
-    base = catalog.base(catalog.weights[deployed.weights])
-    return Target(base, deployed.adapter_folder, deployed.adapter_digest)
+    return Target(control.base(deployed.weights), deployed.adapter_folder, deployed.adapter_digest)
 
 
 async def _answers(

@@ -8,10 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sarto.catalog import Catalog
+from sarto.catalog import DIGEST_FILE, Catalog
+from sarto.errors import FailedPrecondition
+from sarto.schema.runs import BaseWeights
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 
+CUSTOM = "custom-"
+"""With this begin the ids of base weights that a user brought; a digest of their content follows."""
 AnyRow = sa.Row[*tuple[Any, ...]]
 """A row of any table."""
 
@@ -47,6 +51,19 @@ class Control:
     def job_folder(self, job: str) -> Path:
         """Everything a job's runs leave on this machine: `data/`, `resume/` and one folder per lease epoch."""
         return self.home / "runs" / job
+
+    def base(self, weights: str) -> BaseWeights:
+        """Base weights by id, the catalogue's or a user's own. Raises FailedPrecondition when they are not here."""
+        if not weights.startswith(CUSTOM):
+            return self.catalog.base(self.catalog.weights[weights])
+        made = self.custom_base(weights)
+        if not (Path(made.folder) / DIGEST_FILE).exists():
+            raise FailedPrecondition(f"The customBaseModel {weights} is not on this server any more; tune it again.")
+        return made
+
+    def custom_base(self, weights: str) -> BaseWeights:
+        """What a user's base weights are or will be on this machine."""
+        return BaseWeights(name=weights, folder=str(self.home / "models" / weights), digest=weights)
 
     def adapter_folder(self, digest: str) -> Path:
         return self.home / "adapters" / digest

@@ -28,6 +28,7 @@ def rebase(
     wanted = request.tuning_job or TuningJob()
     job = TuningJob(
         base_model=wanted.base_model or _base(source),
+        custom_base_model=wanted.custom_base_model or ("" if wanted.base_model else source.custom_base_model),
         tuned_model_display_name=wanted.tuned_model_display_name or source.tuned_model_display_name,
         description=wanted.description or source.description,
         labels={**{k: v for k, v in source.labels.items() if not k.startswith("sarto-")}, **wanted.labels},

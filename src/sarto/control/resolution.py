@@ -28,7 +28,7 @@ class Deployed:
     """What answers a name. Without `adapter_digest` it is a base model as it is."""
 
     weights: str
-    """Id of the base weights in the catalogue."""
+    """Id of the base weights, in the catalogue or of a user's own."""
     base_model: str
     """The base model by the name its user wrote."""
     adapter_folder: str = ""

@@ -11,11 +11,13 @@ from typing import Any
 
 import orjson
 
-from sarto.control.context import Control
+from sarto.catalog import DIGEST_FILE, Weights
+from sarto.control import custom_bases
+from sarto.control.context import CUSTOM, Control
 from sarto.control.leases import Lease
 from sarto.control.validation import SPEC, Plan
 from sarto.errors import FailedPrecondition
-from sarto.schema.runs import DatasetRef, RunSpec, TuningParameters
+from sarto.schema.runs import BaseWeights, DatasetRef, RunSpec, TuningParameters
 from sarto.schema.tuning_jobs import SupervisedHyperParameters, TuningJob
 
 SPEC_FILE = "spec.json"
@@ -34,14 +36,16 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
     run_folder = folder / str(lease.epoch)
     for path in (run_folder, folder / "resume", folder / "data", control.home / "cache" / "tokens"):
         path.mkdir(parents=True, exist_ok=True)
-    weights = control.catalog.weights[plan.weights]
+    weights = control.catalog.find(plan.base_model).weights
+    base, base_source = _base(control, lease.project, folder / "base", job, plan)
     validation_uri = spec.validation_dataset_uri
     given = spec.hyper_parameters or SupervisedHyperParameters()
     made = RunSpec(
         job=job.name,
         epoch=lease.epoch,
         run_folder=str(run_folder),
-        base=control.catalog.base(weights),
+        base=base,
+        base_source=base_source,
         parent_adapter=plan.parent_adapter or None,
         training_dataset=_pin(control, lease.project, folder / "data", "training", spec.training_dataset_uri),
         validation_dataset=(
@@ -50,7 +54,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         data_format="translation" if plan.kind == "translation" else "auto",
         parameters=tuning_parameters(given, plan.rank, weights.learning_rate),
         export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
-        max_tokens_per_example=TRANSLATION_TOKENS if plan.kind == "translation" else weights.context,
+        max_tokens_per_example=_context(plan, weights, base_source or base.folder),
         max_training_examples=control.limits.max_training_examples,
         max_validation_examples=control.limits.max_validation_examples,
         cache_folder=str(control.home / "cache" / "tokens"),
@@ -59,6 +63,27 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
     )
     write_whole(run_folder / SPEC_FILE, made.model_dump_json(indent=1).encode())
     return made
+
+
+def _base(control: Control, project: str, folder: Path, job: TuningJob, plan: Plan) -> tuple[BaseWeights, str]:
+    """The base, and for a user's own that no run has made yet the folder to make it from. Raises SartoError."""
+    if not (plan.weights.startswith(CUSTOM) and job.custom_base_model):
+        return control.base(plan.weights), ""
+    base = control.custom_base(plan.weights)
+    if (Path(base.folder) / DIGEST_FILE).exists():
+        return base, ""
+    weights = control.catalog.find(plan.base_model).weights
+    found = custom_bases.find(control, project, job.custom_base_model, weights, "tuning_job.custom_base_model")
+    if found.id != plan.weights:
+        raise FailedPrecondition(f"{job.custom_base_model} was changed since the job was created; create it again.")
+    found.link_into(control, folder)
+    return base, str(folder)
+
+
+def _context(plan: Plan, weights: Weights, folder: str) -> int:
+    if plan.kind == "translation":
+        return TRANSLATION_TOKENS
+    return custom_bases.context_length(Path(folder), weights) if plan.weights.startswith(CUSTOM) else weights.context
 
 
 def write_whole(path: Path, data: bytes) -> None:

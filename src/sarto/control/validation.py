@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from sarto.catalog import BaseModelEntry
-from sarto.control import datasets, resolution
+from sarto.control import custom_bases, datasets, resolution
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied, Unimplemented
@@ -68,7 +68,7 @@ class Plan:
     """What was decided when the job was made and its run needs; kept beside the job, never shown."""
 
     weights: str
-    """Id of the base weights in the catalogue."""
+    """Id of the base weights, in the catalogue or of a user's own."""
     base_model: str
     """The base model by the name its user wrote."""
     kind: str
@@ -108,6 +108,10 @@ class _Source:
     base_model: str
     parent: resolution.Deployed | None = None
 
+    @property
+    def weights(self) -> str:
+        return self.parent.weights if self.parent else self.entry.weights.id
+
 
 def accept(
     control: Control, principal: Principal, project: str, parent: LocationName, job: TuningJob
@@ -123,14 +127,16 @@ def accept(
     if source is not None:
         _check_output(job, source, faults)
     spec = job.supervised_tuning_spec
+    weights = _check_custom_base(control, project, job, source, faults)
     rank = 0
     if spec is not None:
         rank = _check_parameters(spec, source, faults)
         _check_datasets(control, project, spec, source, faults)
     faults.raise_if_any()
     assert source is not None
-    control.catalog.base(source.entry.weights)  # refuses now what a run could not begin with
-    return _stored(job, source), _plan(job, source, rank)
+    if not job.custom_base_model:
+        control.base(weights)  # refuses now what a run could not begin with
+    return _stored(job, source), _plan(job, source, rank, weights)
 
 
 def label_value(text: str) -> str:
@@ -191,8 +197,6 @@ def _check_words(job: TuningJob, faults: _Faults) -> None:
         )
     if job.service_account and not _ACCOUNT.fullmatch(job.service_account):
         faults.add(f"{ROOT}.service_account", f'"{job.service_account}" is not the email of a service account.')
-    if job.custom_base_model:
-        faults.refuse(f"{ROOT}.custom_base_model", "Weights of your own are not built yet; use baseModel alone.")
     if job.encryption_spec is not None and job.encryption_spec.kms_key_name:
         path, key = f"{ROOT}.encryption_spec.kms_key_name", job.encryption_spec.kms_key_name
         if not _KEY.fullmatch(key):
@@ -271,6 +275,23 @@ def _check_output(job: TuningJob, source: _Source, faults: _Faults) -> None:
         faults.wrong.extend(error.violations)
 
 
+def _check_custom_base(control: Control, project: str, job: TuningJob, source: _Source | None, faults: _Faults) -> str:
+    """The id of the weights to tune: the source's, or those of the user's own folder."""
+    if not job.custom_base_model or source is None:
+        return source.weights if source else ""
+    path = f"{ROOT}.custom_base_model"
+    if source.parent is not None:
+        faults.add(path, "A tuned model has its base already; name baseModel, or leave customBaseModel out.")
+    elif source.entry.rules.kind != "open":
+        faults.add(path, f"This is for open models, not for {source.base_model}.")
+    else:
+        try:
+            return custom_bases.find(control, project, job.custom_base_model, source.entry.weights, path).id
+        except InvalidArgument as error:
+            faults.wrong.extend(error.violations or [FieldViolation(path, error.message)])
+    return ""
+
+
 def _check_parameters(spec: SupervisedTuningSpec, source: _Source | None, faults: _Faults) -> int:
     """Checks all hyper-parameters; gives the rank, 0 while it is not known."""
     if spec.tuning_mode is TuningMode.TUNING_MODE_FULL:
@@ -347,8 +368,8 @@ def _stored(job: TuningJob, source: _Source) -> TuningJob:
     return job.model_copy(update=changes)
 
 
-def _plan(job: TuningJob, source: _Source, rank: int) -> Plan:
-    plan = Plan(source.entry.weights.id, source.base_model, source.entry.rules.kind, rank)
+def _plan(job: TuningJob, source: _Source, rank: int, weights: str) -> Plan:
+    plan = Plan(weights, source.base_model, source.entry.rules.kind, rank)
     if source.parent is None:
         return plan
     is_new = bool(job.tuned_model_display_name) and job.tuned_model_display_name != source.parent.display_name

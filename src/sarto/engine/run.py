@@ -22,12 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sarto.catalog import DIGEST_FILE
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.blocks import read_line
 from sarto.engine.data.forecast import BaseShape
 from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.families.convert import convert_hub
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.serving.certificate import certify
 from sarto.engine.tuning.journal import Journal
@@ -73,6 +75,8 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
     journal = Journal(folder, resume / f"history-{spec.epoch}.jsonl" if resume else None)
     try:
         journal.say("phase", phase="PROCESSING_DATASET")
+        if spec.base_source and not (Path(spec.base.folder) / DIGEST_FILE).exists():
+            convert_hub(Path(spec.base_source), Path(spec.base.folder))
         tokenizer = ChatTokenizer.load(Path(spec.base.folder))
         training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples, "training")
         validation = None

@@ -65,6 +65,8 @@ class RunSpec(_Record):
     run_folder: str
     method: Literal["supervised"] = "supervised"
     base: BaseWeights
+    base_source: str = ""
+    """Folder of a hub snapshot that `base.folder` is made from if it is not there yet."""
     parent_adapter: str | None = None
     """Folder of the PEFT adapter to start from, when a tuned model is tuned further."""
     training_dataset: DatasetRef
