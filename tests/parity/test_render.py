@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from sarto.engine.data.render import Rendered, render, render_fully, render_packed, render_prompt, replies
+from sarto.engine.data.render import Rendered, pack_row, render, render_fully, render_packed, render_prompt, replies
 from sarto.engine.data.template import FIXED_DAY
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.schema.examples import parse_line
@@ -65,7 +65,7 @@ def check(folder: Path, case: Case) -> None:
     example = parse_line(case.line, 1)
     rows = render(example, tokenizer)
     conversations = replies(example)
-    assert render_packed(example, tokenizer) == render_fully(example, tokenizer)
+    assert render_packed(example, tokenizer) == [pack_row(row, tokenizer) for row in render_fully(example, tokenizer)]
     at = [index for index, message in enumerate(case.messages) if message["role"] == "assistant"]
     for number, ((conversation, turn), index) in enumerate(zip(conversations, at, strict=True)):
         thinking = bool(turn.thought)

@@ -106,7 +106,7 @@ def test_a_large_validation_file_is_bound_to_the_size_of_the_training_file(
     held = {n: run(write([row(f"held {i}", "no") for i in range(n)]), tokenizer, tmp_path) for n in (1000, 1020, 1021)}
     for count in (1000, 1020):
         check_usable(training, held[count])
-    with pytest.raises(InvalidArgument, match="1,021 examples for 3,400 .* at most 30%"):
+    with pytest.raises(InvalidArgument, match=r"1,021 examples for 3,400 .* at most 30%"):
         check_usable(training, held[1021])
     check_usable(run(write(ROWS), tokenizer, tmp_path), held[1000])
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from sarto.engine.data.plans import make_plan
 from sarto.engine.data.render import (
     conversation_from_contents,
+    pack_row,
     render,
     render_fully,
+    render_open,
     render_packed,
     render_prompt,
     replies,
@@ -49,10 +51,10 @@ def test_plans_give_what_the_template_gives_and_prompts_are_those_of_serving(fam
         expected = render_fully(example, tokenizer)
     except RowFault as fault:
         with pytest.raises(RowFault, match="saw"):
-            render_packed(example, tokenizer)
+            render_open(example, tokenizer)
         assert fault.fix
         return
-    assert render_packed(example, tokenizer) == expected
+    assert render_packed(example, tokenizer) == [pack_row(row, tokenizer) for row in expected]
     rows = render(example, tokenizer)
     specials = [row.tokens[index] for row in rows for index in range(len(row.tokens)) if row.loss_mask[index]]
     ends = [number for number in specials if number in tokenizer.special_ids.values()]
@@ -109,10 +111,10 @@ def test_a_condition_on_the_text_is_asked_again_of_every_row() -> None:
     source = "{% for message in messages %}{% if 'SECRET' in message['content'] %}{{ raise_exception('no secrets') }}"
     tokenizer = changed(source + "{% endif %}" + TURN % "message['content']" + "{% endfor %}" + CLOSING)
     fine = Example((Turn("user", "a"), Turn("model", "b")))
-    assert render_packed(fine, tokenizer) == render_fully(fine, tokenizer)
+    assert render_packed(fine, tokenizer) == [pack_row(row, tokenizer) for row in render_fully(fine, tokenizer)]
     assert tokenizer.plans[("user", "model")] is not None
     with pytest.raises(RowFault, match="no secrets"):
-        render_packed(Example((Turn("user", "a SECRET"), Turn("model", "b"))), tokenizer)
+        render_open(Example((Turn("user", "a SECRET"), Turn("model", "b"))), tokenizer)
 
 
 def test_a_template_without_system_role_has_it_in_the_first_user_turn() -> None:

@@ -34,7 +34,6 @@ SECRETS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
 BEFORE, AFTER = 70, 600
 """How far around its telling characters a secret may reach."""
 _SCRIPTS: tuple[tuple[str, int, int], ...] = (
-    ("Latin", 0x00C0, 0x024F),
     ("Greek", 0x0370, 0x03FF),
     ("Cyrillic", 0x0400, 0x052F),
     ("Armenian", 0x0530, 0x058F),
@@ -58,6 +57,7 @@ _COMMON: dict[str, frozenset[str]] = {
     "Portuguese": frozenset("o que e do da em um uma não para com os as é por mais dos se".split()),
     "Dutch": frozenset("de het een en van is dat niet op te zijn met voor er aan die ook".split()),
 }
+_OTHER_LETTERS = re.compile("[\u0370-\u1dff\u3040-\ud7af]")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -79,18 +79,15 @@ def find_secrets(data: bytes, first_line: int) -> list[list[Any]]:
 
 
 def script_of(text: str) -> str:
-    """The script of most of the first letters outside ASCII, or `Latin`."""
+    """The script of at least a third of the first characters, else `Latin`."""
     if text.isascii():
         return "Latin"
-    counts: dict[str, int] = {}
-    for character in text[:200]:
-        point = ord(character)
-        if character.isalpha():
-            name = "Latin" if point < 0x0250 else _script(point)
-            counts[name] = counts.get(name, 0) + 1
-    if counts.get("Japanese"):
-        return "Japanese"
-    return max(counts, key=lambda name: counts[name]) if counts else "Latin"
+    head = text[:200]
+    others = _OTHER_LETTERS.findall(head)
+    if 3 * len(others) < len(head):
+        return "Latin"
+    names = [_script(ord(character)) for character in others]
+    return "Japanese" if "Japanese" in names else max(set(names), key=names.count)
 
 
 def _script(point: int) -> str:

@@ -6,7 +6,7 @@ them. Knows no files and no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,6 +23,8 @@ from sarto.schema.generation import Content, Tool
 RENDERER_VERSION = 1
 """Changes when the same row would become other tokens; part of the name of every token cache."""
 Spans = tuple[tuple[int, int], ...]
+OpenRow = list[tuple[list[bytes | str], bool]]
+"""Pieces in order, each learned or not: tokens that are known (packed), and texts to encode by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,11 @@ def render(example: Example, tokenizer: ChatTokenizer) -> list[Rendered]:
 
 def render_packed(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
     """`render` in the small form. Raises RowFault."""
+    return [pack_row(row, tokenizer) for row in render_open(example, tokenizer)]
+
+
+def render_open(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
+    """`render` with texts still to be encoded, for whoever encodes many at once. Raises RowFault."""
     turns = example.turns
     if not example.tools:
         roles = tuple([turn.role for turn in turns])
@@ -62,21 +69,21 @@ def render_packed(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
             plan: _Compiled | None = tokenizer.plans[roles]
         except KeyError:
             plan = tokenizer.plans[roles] = _compiled(roles, tokenizer)
-        if plan is not None and not any(turn.calls or turn.thought for turn in turns):
+        if plan is not None and not any([turn.calls or turn.thought for turn in turns]):  # noqa: C419 (faster)
             texts = [turn.text for turn in turns]
             if plan.fits(texts):
-                return plan.fill(texts, tokenizer)
+                return plan.fill(texts)
     return render_fully(example, tokenizer)
 
 
-def render_fully(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
-    """`render_packed` through the template itself, whatever the shape. Raises RowFault."""
+def render_fully(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
+    """`render_open` through the template itself, whatever the shape. Raises RowFault."""
     try:
         rows = training_pieces(tokenizer.template, example.turns, example.tools, tokenizer.special_pattern)
     except RowFault as fault:
         fault.line = example.line
         raise
-    return [_pack_pieces(pieces, tokenizer) for pieces in rows]
+    return [_open_row(pieces, tokenizer) for pieces in rows]
 
 
 def render_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: bool = False) -> list[int]:
@@ -86,7 +93,7 @@ def render_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: 
     Raises RowFault when the template refuses the conversation."""
     template, special = tokenizer.template, tokenizer.special_pattern
     pieces = prompt_pieces(template, conversation.turns, conversation.tools, special, thinking=thinking)
-    return to_list(_pack_pieces(pieces, tokenizer).tokens)
+    return to_list(pack_row(_open_row(pieces, tokenizer), tokenizer).tokens)
 
 
 def conversation_from_contents(
@@ -113,31 +120,33 @@ def replies(example: Example) -> list[tuple[Example, Turn]]:
     ]
 
 
-def _pack_pieces(pieces: list[Piece], tokenizer: ChatTokenizer) -> Packed:
-    return _assemble([(encode_piece(text, tokenizer), learned) for text, learned in pieces])
-
-
-def _assemble(pieces: Iterable[tuple[list[bytes], bool]]) -> Packed:
+def pack_row(row: OpenRow, tokenizer: ChatTokenizer) -> Packed:
+    """One open row, its texts encoded one by one."""
     parts: list[bytes] = []
     spans: list[tuple[int, int]] = []
     length = 0
-    for encoded, learned in pieces:
+    for piece, learned in row:
         start = length
-        for part in encoded:
-            length += len(part) >> 2
-        parts += encoded
+        for part in piece:
+            packed = part if isinstance(part, bytes) else tokenizer.encode_packed(part)
+            parts.append(packed)
+            length += len(packed) // 4
         if learned:
             spans.append((start, length))
     return Packed(b"".join(parts), tuple(spans))
 
 
-def encode_piece(text: str, tokenizer: ChatTokenizer) -> list[bytes]:
-    """Rendered text to packed tokens: the template's special tokens by name, everything between them as plain text."""
+def _open_row(pieces: list[Piece], tokenizer: ChatTokenizer) -> OpenRow:
+    return [(_open_piece(text, tokenizer), learned) for text, learned in pieces]
+
+
+def _open_piece(text: str, tokenizer: ChatTokenizer) -> list[bytes | str]:
+    """The template's special tokens by name, everything between them as plain text."""
     edges = [match.span() for match in tokenizer.special_pattern.finditer(text)]
-    parts: list[bytes] = []
+    parts: list[bytes | str] = []
     for (_, end), (start, close) in pairwise([(0, 0), *edges, (len(text), len(text))]):
         if start > end:
-            parts.append(tokenizer.encode_packed(unmark(text[end:start])))
+            parts.append(unmark(text[end:start]))
         if close > start:
             parts.append(pack([tokenizer.special_ids[text[start:close]]]))
     return parts
@@ -153,15 +162,14 @@ class _Compiled:
     def fits(self, texts: list[str]) -> bool:
         return self.plan.fits(texts)
 
-    def fill(self, texts: list[str], tokenizer: ChatTokenizer) -> list[Packed]:
-        encode = tokenizer.encode_packed
-        return [
-            _assemble(
-                ([part if isinstance(part, bytes) else encode(fill_step(part, texts)) for part in parts], learned)
-                for parts, learned in row
-            )
-            for row in self.rows
-        ]
+    def fill(self, texts: list[str]) -> list[OpenRow]:
+        rows: list[OpenRow] = []
+        for row in self.rows:
+            open_row: OpenRow = []
+            for parts, learned in row:
+                open_row.append(([p if isinstance(p, bytes) else fill_step(p, texts) for p in parts], learned))
+            rows.append(open_row)
+        return rows
 
 
 def _compiled(roles: tuple[Role, ...], tokenizer: ChatTokenizer) -> _Compiled | None:

@@ -5,7 +5,6 @@ Pure: bytes in, arrays and counts out, so that any number of processes may do it
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -13,21 +12,29 @@ from typing import Any
 
 import numpy as np
 
+from sarto.engine.data.gather import Gathered, gather
 from sarto.engine.data.observe import find_secrets, guess_language, script_of
-from sarto.engine.data.render import Packed, render_packed, render_prompt, replies
-from sarto.engine.data.tokenizer import ChatTokenizer, pack, unpack
-from sarto.schema.examples import DataFormat, Example, RowFault, parse_line
+from sarto.engine.data.render import OpenRow, render_open, render_prompt, replies
+from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.schema.examples import DataFormat, Example, Role, RowFault, parse_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LABEL_CHARACTERS = 40
 LABELS = 200
 """A dataset with more different short answers than this has no labels worth counting."""
-PROVED_ROWS = 16
-"""Rows of a block whose prompts are rendered a second time the way serving does it, and compared."""
+PROVED_ROWS = 8
+"""Rows of a block whose prompts are rendered and encoded a second time the way serving does it, and compared."""
 SHOWN_SECRETS = 1000
 LANGUAGE_ROWS, LANGUAGE_EVERY = 1000, 16
 """The language is guessed of so many first rows, and of each sixteenth after them."""
+PROVED_REPLIES = 4
+"""Of a conversation with more replies, the last one is proved."""
 SAMPLE_CHARACTERS = 400
+UNLIKE_SERVING = (
+    "a prompt that serving would send as other tokens",
+    "the same tokens in training and serving",
+    "report this row; it was not trained",
+)
 TOO_LONG = "shorten the row, or tune a model with a longer context; rows are never cut"
 COLUMNS: dict[str, str] = {
     "lines": "<i8",  # 1-based line of each example
@@ -96,82 +103,112 @@ class BlockResult:
     facts: Facts
 
 
-class _Columns:
-    """Grows with the rows of a block."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line that could be read and rendered, its texts not yet encoded."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, list[int]] = {name: [] for name in COLUMNS}
-        self.tokens: list[bytes] = []
-
-    def add(self, example: Example, rows: list[Packed], length: int) -> None:
-        values = self.values
-        learned = 0
-        for row in rows:
-            values["lengths"].append(len(row.tokens) >> 2)
-            values["span_counts"].append(len(row.spans))
-            for span in row.spans:
-                values["spans"] += span
-                learned += span[1] - span[0]
-            self.tokens.append(row.tokens)
-        last = rows[-1]
-        values["lines"].append(example.line)
-        values["entries"].append(len(rows))
-        values["tokens_of"].append(length)
-        values["learned_of"].append(learned)
-        values["turns_of"].append(len(example.turns) - (example.turns[0].role == "system"))
-        values["characters_of"].append(sum([len(turn.text) for turn in example.turns]))
-        start = 4 * last.spans[-1][0]
-        prompt = hashlib.blake2b(last.tokens[:start], digest_size=8)
-        values["prompt_hash"].append(int.from_bytes(prompt.digest(), "little"))
-        prompt.update(last.tokens[start:])
-        values["row_hash"].append(int.from_bytes(prompt.digest(), "little"))
+    example: Example
+    open_rows: list[OpenRow]
 
 
 def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, options: Options) -> BlockResult:
     """Every line of a block. A line that cannot be used is a fault, never an exception."""
-    columns, facts = _Columns(), Facts()
-    shapes: Counter[tuple[str, ...]] = Counter()
-    formats: Counter[str] = Counter()
-    observed = _Observations()
+    facts = Facts()
+    rows: list[_Row] = []
+    too_long: list[int] = []
     line = first_line - 1
-    proved = 0
     for raw in data.split(b"\n"):
         line += 1
         if not raw or raw.isspace():
             continue
         try:
             example = parse_line(raw, line, data_format=options.data_format)
-            _check_characters(example, tokenizer, options.max_tokens, columns.values["too_long"])
-            rows = render_packed(example, tokenizer)
-            length = sum([len(row.tokens) for row in rows]) >> 2
-            _check_length(rows, options.max_tokens, columns.values["too_long"])
-            if proved < PROVED_ROWS:
-                _prove(example, rows, tokenizer)
-                proved += 1
+            _check_characters(example, tokenizer, options.max_tokens, too_long)
+            rows.append(_Row(example, render_open(example, tokenizer)))
         except RowFault as fault:
-            facts.faults.append([line, fault.path, fault.seen, fault.wanted, fault.fix])
-            continue
-        columns.add(example, rows, length)
-        formats[example.format] += 1
-        shapes[tuple([turn.role for turn in example.turns])] += 1
-        observed.add(example, line)
-        if first_line == 1 and len(facts.samples) < 3:
-            facts.samples.append(sample(example))
+            facts.faults.append(_listed(fault, line))
+    gathered, used = _gather(rows, tokenizer, options, too_long, facts)
+    facts.faults.sort(key=lambda fault: int(fault[0]))
     secrets = find_secrets(data, first_line)
     facts.secrets = secrets[:SHOWN_SECRETS]
-    facts.labels = observed.labels
+    _observe([row.example for row in used], facts, with_samples=first_line == 1)
+    facts.counts["secrets"] = dict(Counter(kind for _, kind, _ in secrets))
+    facts.counts["tokens"] = _token_faults(gathered, tokenizer)
+    return BlockResult(_arrays(used, gathered, too_long, options), facts)
+
+
+def _listed(fault: RowFault, line: int) -> list[Any]:
+    return [line, fault.path, fault.seen, fault.wanted, fault.fix]
+
+
+def _gather(
+    rows: list[_Row], tokenizer: ChatTokenizer, options: Options, too_long: list[int], facts: Facts
+) -> tuple[Gathered, list[_Row]]:
+    """Tokens of the rows that can be used; a row that proves too long or unlike serving becomes a fault."""
+    while True:
+        gathered = gather([each for row in rows for each in row.open_rows], tokenizer.words)
+        firsts = np.cumsum([0, *(len(row.open_rows) for row in rows)])
+        ends = offsets(gathered.lengths)
+        bad: set[int] = set()
+        for number in np.unique(
+            np.searchsorted(firsts, np.flatnonzero(gathered.lengths > options.max_tokens), "right") - 1
+        ):
+            longest = int(gathered.lengths[firsts[number] : firsts[number + 1]].max())
+            too_long.append(longest)
+            fault = RowFault("", f"{longest:,} tokens", f"at most {options.max_tokens:,} tokens", TOO_LONG)
+            facts.faults.append(_listed(fault, rows[number].example.line))
+            bad.add(int(number))
+        for number, row in enumerate(rows[:PROVED_ROWS]):
+            first, last = firsts[number], firsts[number + 1]
+            tokens = [gathered.tokens[ends[entry] : ends[entry + 1]] for entry in range(first, last)]
+            if number not in bad and not _is_proved(row.example, tokens, gathered, int(first), tokenizer):
+                facts.faults.append(_listed(RowFault("", *UNLIKE_SERVING), row.example.line))
+                bad.add(number)
+        if not bad:
+            return gathered, rows
+        rows = [row for number, row in enumerate(rows) if number not in bad]
+
+
+def _is_proved(example: Example, tokens: list[Array], gathered: Gathered, first: int, tokenizer: ChatTokenizer) -> bool:
+    """Whether the tokens in front of each reply are those that serving sends for the conversation up to there."""
+    span_ends = np.cumsum(gathered.span_counts)
+    starts = [
+        (row, int(start))
+        for entry, row in enumerate(tokens, first)
+        for start in gathered.spans[span_ends[entry] - gathered.span_counts[entry] : span_ends[entry], 0]
+    ]
+    found = list(zip(replies(example), starts, strict=True))
+    for (conversation, turn), (row, start) in found if len(found) <= PROVED_REPLIES else found[-1:]:
+        prompt = render_prompt(conversation, tokenizer, thinking=tokenizer.template.thinks(turn))
+        if row[:start].tolist() != prompt:
+            return False
+    return True
+
+
+def _observe(examples: list[Example], facts: Facts, *, with_samples: bool) -> None:
+    """What is cheap to see about the conversations and their texts."""
+    shapes = Counter([tuple([turn.role for turn in example.turns]) for example in examples])
+    scripts: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    for example in examples:
+        reply = example.turns[-1].text
+        scripts[script_of(reply)] += 1
+        if len(labels) <= LABELS:
+            labels[reply if len(reply) <= LABEL_CHARACTERS else ""] += 1
+        if example.line % LANGUAGE_EVERY == 1 or example.line <= LANGUAGE_ROWS:
+            languages[guess_language(" ".join([turn.text for turn in example.turns[-2:]]))] += 1
+    facts.labels = dict(labels) if len(labels) <= LABELS else None
+    facts.samples = [sample(example) for example in examples[:3]] if with_samples else []
     facts.counts = {
         **_count_shapes(shapes),
-        "formats": dict(formats),
-        "secrets": dict(Counter(kind for _, kind, _ in secrets)),
-        "scripts": dict(observed.scripts),
-        "languages": dict(observed.languages),
+        "formats": dict(Counter([example.format for example in examples])),
+        "scripts": dict(scripts),
+        "languages": dict(languages),
     }
-    _count_token_faults(columns, tokenizer, facts)
-    return BlockResult(_arrays(columns, options), facts)
 
 
-def _count_shapes(shapes: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
+def _count_shapes(shapes: Counter[tuple[Role, ...]]) -> dict[str, dict[str, int]]:
     """Turns by role, and rows by their number of turns."""
     roles: Counter[str] = Counter()
     turns: Counter[str] = Counter()
@@ -182,13 +219,6 @@ def _count_shapes(shapes: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]
     return {"roles": dict(roles), "turns": dict(turns)}
 
 
-def _check_length(rows: list[Packed], max_tokens: int, too_long: list[int]) -> None:
-    longest = max([len(row.tokens) for row in rows]) >> 2
-    if longest > max_tokens:
-        too_long.append(longest)
-        raise RowFault("", f"{longest:,} tokens", f"at most {max_tokens:,} tokens", TOO_LONG)
-
-
 def _check_characters(example: Example, tokenizer: ChatTokenizer, max_tokens: int, too_long: list[int]) -> None:
     """Refuse by its characters what is too long for certain, before time goes into its tokens."""
     fewest = tokenizer.fewest_tokens(sum([len(turn.text) for turn in example.turns]))
@@ -197,51 +227,42 @@ def _check_characters(example: Example, tokenizer: ChatTokenizer, max_tokens: in
         raise RowFault("", f"more than {fewest:,} tokens", f"at most {max_tokens:,} tokens", TOO_LONG)
 
 
-def _prove(example: Example, rows: list[Packed], tokenizer: ChatTokenizer) -> None:
-    """The tokens in front of each reply are those that serving sends for the conversation up to there."""
-    spans = [(row, span) for row in rows for span in row.spans]
-    for (conversation, turn), (row, (start, _)) in zip(replies(example), spans, strict=True):
-        prompt = render_prompt(conversation, tokenizer, thinking=tokenizer.template.thinks(turn))
-        if unpack(row.tokens)[:start].tolist() != prompt:
-            seen = "a prompt that serving would send as other tokens"
-            raise RowFault("", seen, "the same tokens in training and serving", "report this row; it was not trained")
-
-
-def _count_token_faults(columns: _Columns, tokenizer: ChatTokenizer, facts: Facts) -> None:
+def _token_faults(gathered: Gathered, tokenizer: ChatTokenizer) -> dict[str, int]:
     """Rows whose tokens begin twice, or whose reply does not end with an end-of-turn token; both should be none."""
-    counts = {"double_bos": 0, "no_end_of_turn": 0}
-    ends = {pack([number]) for number in tokenizer.end_of_turn_ids}
-    counts["no_end_of_turn"] = sum(row[-4:] not in ends for row in columns.tokens)
+    ends = offsets(gathered.lengths)
+    first, second, last = ends[:-1], ends[:-1] + 1, ends[1:] - 1
+    double = 0
     if tokenizer.bos_id is not None:
-        twice = pack([tokenizer.bos_id] * 2)
-        counts["double_bos"] = sum(row[:8] == twice for row in columns.tokens)
-    facts.counts["tokens"] = counts
+        both = (gathered.tokens[first] == tokenizer.bos_id) & (gathered.tokens[second] == tokenizer.bos_id)
+        double = int(both.sum())
+    closing = np.array(sorted(tokenizer.end_of_turn_ids), dtype=np.uint32)
+    return {"double_bos": double, "no_end_of_turn": int((~np.isin(gathered.tokens[last], closing)).sum())}
 
 
-def _arrays(columns: _Columns, options: Options) -> dict[str, Array]:
-    arrays = {name: np.array(columns.values[name], dtype=kind) for name, kind in COLUMNS.items()}
-    tokens = unpack(b"".join(columns.tokens))
-    arrays["tokens"] = tokens.astype("<u2") if options.token_bytes == 2 else tokens
+def _arrays(used: list[_Row], gathered: Gathered, too_long: list[int], options: Options) -> dict[str, Array]:
+    """The columns of a block."""
+    entries = np.array([len(row.open_rows) for row in used], dtype=np.int64)
+    lasts = np.cumsum(entries) - 1
+    turns = [row.example.turns for row in used]
+    per_example = offsets(gathered.lengths)[np.concatenate([lasts + 1 - entries, lasts[-1:] + 1])]
+    learned = offsets(gathered.learned)[np.concatenate([lasts + 1 - entries, lasts[-1:] + 1])]
+    columns: dict[str, Any] = {
+        "lines": [row.example.line for row in used],
+        "entries": entries,
+        "tokens_of": np.diff(per_example),
+        "learned_of": np.diff(learned),
+        "turns_of": [len(each) - (each[0].role == "system") for each in turns],
+        "characters_of": [sum([len(turn.text) for turn in each]) for each in turns],
+        "prompt_hash": gathered.prompt_hash[lasts],
+        "row_hash": gathered.row_hash[lasts],
+        "lengths": gathered.lengths,
+        "span_counts": gathered.span_counts,
+        "spans": gathered.spans.reshape(-1),
+        "too_long": too_long,
+    }
+    arrays = {name: np.array(columns[name], dtype=kind) for name, kind in COLUMNS.items()}
+    arrays["tokens"] = gathered.tokens.astype("<u2" if options.token_bytes == 2 else "<u4")
     return arrays
-
-
-class _Observations:
-    """What is cheap to see about the texts themselves."""
-
-    def __init__(self) -> None:
-        self.scripts: Counter[str] = Counter()
-        self.languages: Counter[str] = Counter()
-        self.labels: Counter[str] | None = Counter()
-
-    def add(self, example: Example, line: int) -> None:
-        reply = example.turns[-1].text
-        self.scripts[script_of(reply)] += 1
-        if self.labels is not None:
-            self.labels[reply if len(reply) <= LABEL_CHARACTERS else ""] += 1
-            if len(self.labels) > LABELS:
-                self.labels = None
-        if line % LANGUAGE_EVERY == 1 or line <= LANGUAGE_ROWS:
-            self.languages[guess_language(" ".join([turn.text for turn in example.turns[-2:]]))] += 1
 
 
 def sample(example: Example) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from sarto.engine.data.render import RENDERER_VERSION
 from sarto.engine.data.rows import COLUMNS, BlockResult, Facts, offsets
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 Tokens = np.ndarray[Any, np.dtype[np.uint32]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,8 +1,7 @@
 """Text to tokens and back for one model folder. Special tokens never come from text: `encode` reads their spelling as
 ordinary characters, and only the chat template places them. No transformers import.
 
-Words repeat, so tokens are remembered per word (the text up to the next space) wherever the tokenizer provably splits
-there; that makes a million rows affordable. Used by the renderer, by the data stage and by serving.
+Used by the renderer, by the data stage, which encodes many texts at once through `words`, and by serving.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from tokenizers import Tokenizer
 
 from sarto.engine.data.layout import training_pieces
 from sarto.engine.data.template import ChatTemplate
+from sarto.engine.data.words import WordTable
 from sarto.errors import FailedPrecondition
 from sarto.schema.turns import Role, RowFault, Turn
 
-WORD_LIMIT = 400_000
-"""Words remembered per tokenizer; about 100 MB when full."""
-LONGEST_WORD = 48
 COMPOSED = 4
 """A normaliser makes at most so many characters one."""
 REPLACEMENT = "\ufffd"
@@ -34,28 +31,6 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 KNOWN_SPLITS = frozenset(
     f"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_LETTERS}|{numbers}|{_REST}" for numbers in (r"\p{N}", r"\p{N}{1,3}")
 )
-_CHUNK = re.compile(r"\s*\S+(?:[^\S ]\s*\S+)*(?:[^\S ]\s*\Z)?|\s+")
-"""Stretches between such places, for texts with runs of white space."""
-
-
-class _Awkward(Exception):
-    """A word met where splitting at single spaces is not exact."""
-
-
-class _Words(dict[str, bytes]):
-    """Tokens of words that follow a space, as little-endian uint32 bytes; filled as words are met."""
-
-    def __init__(self, tokenizer: Tokenizer, before: str) -> None:
-        super().__init__()
-        self._tokenizer, self._before = tokenizer, before
-
-    def __missing__(self, word: str) -> bytes:
-        if not word or word[-1].isspace():
-            raise _Awkward
-        ids = pack(self._tokenizer.encode(self._before + word, add_special_tokens=False).ids)
-        if len(word) <= LONGEST_WORD and len(self) < WORD_LIMIT:
-            self[word] = ids
-        return ids
 
 
 def pack(ids: Iterable[int]) -> bytes:
@@ -93,8 +68,8 @@ class ChatTokenizer:
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self.splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
-        self._inner = _Words(self._tokenizer, " ")
-        self._first = _Words(self._tokenizer, "")
+        self.words = WordTable(self._encode_many, splits_at_spaces=self.splits_at_spaces)
+        """For encoding many texts at once."""
         parts = [tokenizer_json, template, json.dumps(variables, sort_keys=True)]
         self.digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         self.end_of_turn_ids = frozenset(end_ids) | self._closing_ids()
@@ -122,20 +97,7 @@ class ChatTokenizer:
 
     def encode_packed(self, text: str) -> bytes:
         """`encode` as little-endian uint32 bytes, which is how rows are stored."""
-        if not self.splits_at_spaces:
-            return pack(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        first, *middle = text.split(" ")
-        try:
-            if not middle:
-                return self._whole(first)
-            last = middle.pop()
-            if first and first[-1].isspace():
-                raise _Awkward
-            head = self._first[first] if first else b""
-            tail = self._inner[last] if last and not last[-1].isspace() else self._whole(" " + last)
-            return b"".join((head, *map(self._inner.__getitem__, middle), tail))
-        except _Awkward:
-            return b"".join(map(self._whole, _CHUNK.findall(text)))
+        return pack(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _closing_ids(self) -> set[int]:
         """The token with which the template closes a reply."""
@@ -146,16 +108,8 @@ class ChatTokenizer:
             raise FailedPrecondition(f"the chat template cannot be tuned on: {fault}") from None
         return {self.special_ids[self.special_pattern.findall(row[-1].text)[-1]]}
 
-    def _whole(self, chunk: str) -> bytes:
-        """Tokens of a stretch that ends where the tokenizer splits, or where the text ends."""
-        if len(chunk) > 1 and chunk[0] == " " and not chunk[1].isspace() and not chunk[-1].isspace():
-            return self._inner[chunk[1:]]
-        found = self._first.get(chunk)
-        if found is None:
-            found = pack(self._tokenizer.encode(chunk, add_special_tokens=False).ids)
-            if len(chunk) <= LONGEST_WORD and len(self._first) < WORD_LIMIT:
-                self._first[chunk] = found
-        return found
+    def _encode_many(self, texts: list[str]) -> list[list[int]]:
+        return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def fewest_tokens(self, characters: int) -> int:
         """How many tokens so many characters make at the least; cheap, for refusing what is hopelessly long."""
