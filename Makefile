@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SLOW_FOLDERS := $(wildcard tests/conformance tests/crash)
 FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu" -n $(WORKERS)
 
-.PHONY: demo serve test setup base check fix fast bench docs lock clean
+.PHONY: demo serve test setup base check fix fast fuzz bench docs lock clean
 
 demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare
 	@$(BIN)/python examples/demo.py
@@ -43,6 +43,9 @@ fix: setup  ## format, and apply safe lint fixes
 
 fast: setup  ## the fast tests, or those named: make fast ARGS=tests/cli
 	$(PYTEST) $(FAST) $(or $(ARGS),tests)
+
+fuzz: setup  ## thousands of requests made from the API description
+	SARTO_FUZZ_CASES=26 $(PYTEST) -s tests/conformance/test_openapi_fuzz.py
 
 bench: setup base  ## the programs in benchmarks/
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done

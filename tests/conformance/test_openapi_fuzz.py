@@ -1,4 +1,4 @@
-"""Requests made from `/openapi.json`, sound and unsound, against the real service: no 5xx, and every answer as described.
+"""Requests made from `/openapi.json`, sound and unsound, to the real service: no 5xx, and every answer as described.
 
 `SARTO_FUZZ_CASES` is how many cases each operation gets; `make fuzz` runs the full number.
 """
@@ -33,7 +33,7 @@ WANTED = (
 def known(tuned: dict[str, Any]) -> dict[str, list[str]]:
     """Ids that exist, for the places of a path: without them nearly every case would end at the first look-up."""
     place = tuned["name"].split("/")
-    model, endpoint = tuned["tunedModel"]["model"].rpartition("/")[2], tuned["tunedModel"]["endpoint"].rpartition("/")[2]
+    model, endpoint = (tuned["tunedModel"][kind].rpartition("/")[2] for kind in ("model", "endpoint"))
     return {
         "project": ["demo", place[1]],
         "location": [place[3], "-"],
@@ -101,7 +101,7 @@ def test_no_server_error_and_no_answer_that_is_not_described(
             try:
                 case.validate_response(answer, checks=checks)
             except BaseExceptionGroup as fault:
-                faults.extend(f"{operation.label} {answer.status_code}: {part}" for part in fault.exceptions)
+                faults.extend(f"{case.operation.label} {answer.status_code}: {part}" for part in fault.exceptions)
 
         ask()
     print(f"{sum(seen.values())} cases: {dict(sorted(seen.items()))}")

@@ -11,6 +11,7 @@ from typing import Any
 import typer.main
 
 from sarto.api.routes import ROUTES
+from sarto.cli import support
 from sarto.cli.program import app
 
 COMMANDS_HEAD = """# The `sarto` program
@@ -34,7 +35,7 @@ no token; *signed-in* any valid one. `/openapi.json` describes bodies and answer
 
 def pages() -> dict[str, str]:
     """File name → Markdown."""
-    return {"cli.md": commands_page(), "routes.md": routes_page()}
+    return {"cli.md": commands_page(), "routes.md": routes_page(), "support.md": support.page()}
 
 
 def commands_page() -> str:

@@ -1,0 +1,121 @@
+"""`docs/support.md`: what becomes of every field of a TuningJob, and which methods there are.
+
+Made from the schema, the rules of validation and the route list; used by `reference`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any, Union, get_args, get_origin
+
+from pydantic.alias_generators import to_camel
+
+from sarto.api.routes import ROUTES
+from sarto.api.routing import Route
+from sarto.control.validation import OUTPUT_ONLY, UNBUILT_SPECS
+from sarto.schema.tuning_jobs import EncryptionSpec, PreTunedModel, SupervisedHyperParameters, SupervisedTuningSpec
+from sarto.schema.tuning_jobs import TuningJob as Job
+from sarto.schema.wire import Message, ProtoEnum
+
+HEAD = """# What is supported
+
+Made from the schema, the rules of validation and the route list by `make docs`. *Supported*: it does what its
+documentation says. *Refused*: a request that sets it answers 400 and names the field. *Output*: the service sets it;
+what a request says there is not read. Fields that are not listed do not exist; a request that has one answers 400 with
+every unknown name. How to send them, and the rules of JSON, are in [api.md](api.md).
+
+## Fields of a TuningJob
+
+| Field | Type | | |
+|---|---|---|---|
+"""
+METHODS = """
+## Methods
+
+Under `/v1/` and `/v1beta1/` alike, and over [gRPC](api.md#grpc) under their official names. Storage, tokens,
+experiments and the rest are in [routes.md](routes.md).
+
+| Method | | Does |
+|---|---|---|
+"""
+SHOWN = ("tuningJobs", "models", "endpoints", "operations", "batchPredictionJobs")
+OPENED = (PreTunedModel, SupervisedTuningSpec, SupervisedHyperParameters, EncryptionSpec)
+"""Messages whose fields have lines of their own."""
+TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": "time", "Any": "value"}
+REFUSED: dict[str, str] = {
+    "custom_base_model": "Weights of your own are not built yet.",
+    "encryption_spec.kms_key_name": "A key of your own cannot be honoured; a malformed name is told apart.",
+}
+NOTES: dict[str, str] = {
+    "base_model": "A name of the catalogue, bare or as `publishers/google/models/X`; or a tuned model's name.",
+    "pre_tuned_model": "Tunes a tuned model further; its model gets a new version unless the display name is another.",
+    "tuned_model_display_name": "At most 128 characters; one is made when it is absent.",
+    "labels": "At most 64, copied to model and endpoints; `sarto-` is ours.",
+    "output_uri": "Required for open models, which are copied there; refused for the others.",
+    "service_account": "Checked for its form and kept; runs use no account.",
+    "evaluation_config": "Also read inside the spec; see [evaluation.md](evaluation.md).",
+    "supervised_tuning_spec.training_dataset_uri": "`gs://BUCKET/FILE.jsonl`; a managed dataset is refused by name.",
+    "supervised_tuning_spec.tuning_mode": "`TUNING_MODE_PEFT_ADAPTER`; `TUNING_MODE_FULL` is refused.",
+    "supervised_tuning_spec.hyper_parameters.learning_rate": "Open models only, and not beside the multiplier.",
+    "supervised_tuning_spec.hyper_parameters.batch_size": "Open models only.",
+    "supervised_tuning_spec.hyper_parameters.adapter_size": "One of the base model's; a continued model keeps its own.",
+}
+
+
+def page() -> str:
+    fields = "".join(f"| `{path}` | {kind} | {verdict} | {note} |\n" for path, kind, verdict, note in fields_of())
+    methods = "".join(_method(route) for route in ROUTES if _is_shown(route))
+    return HEAD + fields + METHODS + methods
+
+
+def fields_of() -> Iterator[tuple[str, str, str, str]]:
+    """JSON path, type, verdict and note of every field of a TuningJob."""
+    for path, kind in _walk(Job, ""):
+        json_path = ".".join(to_camel(name) for name in path.split("."))
+        yield json_path, _type_name(kind), _verdict(path), REFUSED.get(path) or NOTES.get(path, "")
+
+
+def _walk(message: type[Message], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in message.model_fields.items():
+        path, kind = prefix + name, _plain(field.annotation)
+        yield path, kind
+        if kind in OPENED:
+            yield from _walk(kind, f"{path}.")
+
+
+def _verdict(path: str) -> str:
+    if path in OUTPUT_ONLY:
+        return "output"
+    return "refused" if path in UNBUILT_SPECS or path in REFUSED else "supported"
+
+
+def _plain(kind: Any) -> Any:
+    """The type without `| None`."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(one for one in get_args(kind) if one is not type(None))
+    return kind
+
+
+def _type_name(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict or kind is dict:
+        return "object"
+    if isinstance(kind, type) and issubclass(kind, ProtoEnum | Message):
+        return kind.__name__
+    name = getattr(arguments[0] if arguments else kind, "__name__", "value")
+    return TYPES.get(name, name)
+
+
+def _is_shown(route: Route) -> bool:
+    last = route.path.rpartition("/locations/{location}/")[2]
+    return last != route.path and last.partition("/")[0].partition(":")[0] in SHOWN
+
+
+def _method(route: Route) -> str:
+    path = route.path.rpartition("/{location}/")[2]
+    refused = route.summary.startswith("Refused: ")
+    does = route.summary.removeprefix("Refused: ")
+    return f"| `{route.method} {path}` | {'refused' if refused else 'supported'} | {does} |\n"
