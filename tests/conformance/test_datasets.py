@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from .conftest import PARENT, Dataset
-from .service import training_rows, upload, wait_for
+from .service import training_rows, upload
 
 MODEL = "gemini-2.0-flash-001"
 BROKEN = b'{"contents": [{"role": "user", "parts": [{"text": "hello"}]}]}\n'
@@ -47,8 +47,8 @@ def test_a_broken_row_is_named_before_and_by_the_job_that_fails_of_it(http: http
     assert report["findings"][0]["level"] == "error" and "20 of 140 rows" in report["findings"][0]["message"]
     body = {"baseModel": MODEL, "supervisedTuningSpec": {"trainingDatasetUri": late}}
     name = http.post(f"/v1/{PARENT}/tuningJobs", json=body).json()["name"]
-    wait_for(lambda: "endTime" in http.get(f"/v1/{name}").json())
-    job = http.get(f"/v1/{name}").json()
+    assert "endTime" not in http.post(f"/v1/{name}:wait", json={"timeout": "0.001s"}).json()
+    job = http.post(f"/v1/{name}:wait", json={"timeout": "40s"}).json()
     assert job["state"] == "JOB_STATE_FAILED" and "line 121" in job["error"]["message"]
     stored = http.get(f"/v1/{job['name']}/dataReport").json()
     assert not stored["isUsable"] and stored["dataset"]["faults"] == report["dataset"]["faults"]

@@ -30,7 +30,7 @@ async def list_(request: Request) -> Reply:
 
 async def wait(request: Request) -> Reply:
     """The operation once it is done, or as it is after `timeout` ("30s") of the body."""
-    seconds = _seconds(await read_json(request))
+    seconds = read_timeout(await read_json(request))
     return answer(request, await in_control(request, operations.wait, resource_name(request), seconds))
 
 
@@ -56,7 +56,7 @@ def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
     return operation | renamed
 
 
-def _seconds(body: Any) -> float:
+def read_timeout(body: Any) -> float:
     """A duration in Google's JSON form. Raises InvalidArgument."""
     text = body.get("timeout", "0s") if isinstance(body, dict) else None
     try:

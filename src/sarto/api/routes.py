@@ -89,6 +89,10 @@ TUNING = [
         "Cancel a tuning job; no change when it has ended", {"type": "object"},
     ),
     Route(
+        "POST", f"{JOB}:wait", tuning_jobs.wait, "aiplatform.tuningJobs.get",
+        "Wait until a tuning job has ended, five minutes at most", {"type": "object"}, TuningJob,
+    ),
+    Route(
         "POST", f"{LOCATION}/tuningJobs:rebaseTunedModel", tuning_jobs.rebase, "aiplatform.tuningJobs.create",
         "Tune again on another base model, with the recorded data", RebaseTunedModelRequest,
     ),

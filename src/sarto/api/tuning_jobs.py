@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any
+
 from starlette.requests import Request
 
 from sarto.api.http import (
@@ -13,18 +17,22 @@ from sarto.api.http import (
     parent,
     query,
     read_body,
+    read_json,
     read_message,
     reply,
     resource_name,
+    until_gone,
 )
-from sarto.api.operations import answer
+from sarto.api.operations import answer, read_timeout
 from sarto.control import events, tuning_jobs
 from sarto.control import rebase as rebase_
 from sarto.errors import InvalidArgument
 from sarto.names import parse_resource
-from sarto.schema.tuning_jobs import RebaseTunedModelRequest, TuningJob
+from sarto.schema.tuning_jobs import JobState, RebaseTunedModelRequest, TuningJob
 
 JOBS = "tuningJobs"
+MOST_WAIT_SECONDS = 300.0
+LOOK_SECONDS = 0.3
 
 
 async def create(request: Request) -> Reply:
@@ -46,6 +54,22 @@ async def cancel(request: Request) -> Reply:
     await read_body(request)
     await in_control(request, tuning_jobs.cancel, named(request, JOBS))
     return reply({})
+
+
+async def wait(request: Request) -> Reply:
+    """The job once it has ended, or as it is after `timeout` ("30s") of the body, at most five minutes."""
+    seconds = read_timeout(await read_json(request)) or MOST_WAIT_SECONDS
+    return reply(await until_gone(request, _ended(request, time.monotonic() + min(seconds, MOST_WAIT_SECONDS))))
+
+
+async def _ended(request: Request, until: float) -> dict[str, Any]:
+    """Looks at the job now and again; a thread is taken for each look only."""
+    while True:
+        job: dict[str, Any] = await in_control(request, tuning_jobs.get, named(request, JOBS))
+        left = until - time.monotonic()
+        if JobState(job["state"]).is_final or left <= 0:
+            return job
+        await asyncio.sleep(min(LOOK_SECONDS, left))
 
 
 async def delete(request: Request) -> Reply:
