@@ -12,6 +12,7 @@ import math
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -189,10 +190,10 @@ class Message(BaseModel):
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
+        names = _written_names(type(self))
+        for name, value in self.__dict__.items():
             if value is None or value in ("", [], {}) or (isinstance(value, ProtoEnum) and value.is_unspecified):
-                written.pop(field.serialization_alias or name, None)
+                written.pop(names[name], None)
         return written
 
     @classmethod
@@ -206,6 +207,11 @@ class Message(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The JSON object that goes over the wire."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+@cache
+def _written_names(kind: type[Message]) -> dict[str, str]:
+    return {name: field.serialization_alias or name for name, field in kind.model_fields.items()}
 
 
 def invalid(error: ValidationError, root: str = "") -> InvalidArgument:
