@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-QUERY_BLOCK = 64
+QUERY_BLOCK = 96
 """Queries are taken in blocks of about this many, so that most of the upper triangle is never computed."""
 
 
