@@ -14,7 +14,6 @@ from .conftest import PARENT, Dataset
 
 VERDICTS = {path: verdict for path, _, verdict, _ in fields_of()}
 SAMPLES: dict[str, Any] = {
-    "customBaseModel": "gs://tuning-data/weights/",
     "encryptionSpec.kmsKeyName": "projects/p/locations/l/keyRings/r/cryptoKeys/k",
 }
 """Of refused fields that are not objects."""

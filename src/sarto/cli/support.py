@@ -44,12 +44,13 @@ OPENED = (PreTunedModel, SupervisedTuningSpec, SupervisedHyperParameters, Encryp
 """Messages whose fields have lines of their own."""
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": "time", "Any": "value"}
 REFUSED: dict[str, str] = {
-    "custom_base_model": "Weights of your own are not built yet.",
     "encryption_spec.kms_key_name": "A key of your own cannot be honoured; a malformed name is told apart.",
 }
 NOTES: dict[str, str] = {
     "base_model": "A name of the catalogue, bare or as `publishers/google/models/X`; or a tuned model's name.",
     "pre_tuned_model": "Tunes a tuned model further; its model gets a new version unless the display name is another.",
+    "custom_base_model": "Open models: a `gs://` folder with config.json, safetensors, tokenizer.json and a chat template,"
+    " of the architecture that `baseModel` names. Made into a base once, by content; safetensors only.",
     "tuned_model_display_name": "At most 128 characters; one is made when it is absent.",
     "labels": "At most 64, copied to model and endpoints; `sarto-` is ours.",
     "output_uri": "Required for open models, which are copied there; refused for the others.",
