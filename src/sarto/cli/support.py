@@ -49,7 +49,7 @@ REFUSED: dict[str, str] = {
 NOTES: dict[str, str] = {
     "base_model": "A name of the catalogue, bare or as `publishers/google/models/X`; or a tuned model's name.",
     "pre_tuned_model": "Tunes a tuned model further; its model gets a new version unless the display name is another.",
-    "custom_base_model": "Open models: a `gs://` folder with config.json, safetensors, tokenizer.json and a chat template,"
+    "custom_base_model": "Open models: a `gs://` folder of config.json, safetensors, tokenizer.json and chat template,"
     " of the architecture that `baseModel` names. Made into a base once, by content; safetensors only.",
     "tuned_model_display_name": "At most 128 characters; one is made when it is absent.",
     "labels": "At most 64, copied to model and endpoints; `sarto-` is ours.",
