@@ -122,7 +122,7 @@ def test_the_whole_way_from_a_file_to_an_answer(sarto: Run, tickets: Path) -> No
     talk = sarto("chat", "gemini-2.0-flash-001", "--max-output-tokens", "4", stdin="hello\nand again\n\n")
     assert talk.returncode == 0, talk.stderr
     listed = json.loads(sarto("models", "list", "--json").stdout)
-    assert [model["displayName"] for model in listed] == ["numbers"]
+    assert "numbers" in [model["displayName"] for model in listed]
     row = sarto("jobs", "list", "--filter", 'labels.team="x"').stdout.splitlines()[1]
     assert "SUCCEEDED" in row
 
