@@ -70,7 +70,7 @@ async def _answer(router: Router, request: Request, call: Message) -> bytes:
         route, scope["path_params"] = router.find(scope["method"], scope["raw_path"])
         answer = await route.handler(Request(scope, _receiver(body)))
     except SartoError as error:
-        answer, scope = json_failure(error), request.scope
+        answer, scope = json_failure(error), dict(request.scope)
     await answer(scope, request.receive, send)
     start, content = events[0], b"".join(event.get("body", b"") for event in events[1:])
     status = HTTPStatus(start["status"])

@@ -1,4 +1,4 @@
-"""English names of languages by BCP-47 code in lower case: the words that translation data and prompts are written in."""
+"""English names of languages by BCP-47 code, lower case: the words translation data and prompts are written in."""
 
 from __future__ import annotations
 
