@@ -172,7 +172,6 @@ def fill(database: Path, template: str, jobs: int) -> None:
         )
         connection.execute("commit")
         connection.execute("pragma wal_checkpoint(truncate)")
-        connection.execute("analyze")
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def show_waiting(connection: Connection, now: float, limits: Limits) -> None:
 def _live(connection: Connection, now: float, owner: str) -> tuple[Counter[str], int]:
     """Leases that hold, counted by project, and how many of them are `owner`'s."""
     query = sa.select(tuning_job.c.project, tuning_job.c.lease_owner).where(
-        tuning_job.c.lease_owner.is_not(None), tuning_job.c.lease_until >= now
+        tuning_job.c.lease_owner > "",  # as a range, for SQLite walks the index only then, not every job there is
+        tuning_job.c.lease_until >= now,
     )
     rows = connection.execute(query).all()
     return Counter(row.project for row in rows), sum(row.lease_owner == owner for row in rows)
