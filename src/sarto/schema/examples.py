@@ -164,15 +164,14 @@ def _may_repeat_keys(raw: bytes, row: dict[str, Any]) -> bool:
     return raw.count(b'":') - raw.count(b'\\":') != _count_keys(row)
 
 
-def _count_keys(value: Any) -> int:
+def _count_keys(row: dict[str, Any]) -> int:
     count = 0
-    if type(value) is dict:
-        count = len(value)
-        value = value.values()
-    for inner in value:
-        kind = type(inner)
-        if kind is dict or kind is list:
-            count += _count_keys(inner)
+    values: list[Any] = [row]
+    for value in values:  # grows while it is read
+        if type(value) is dict:
+            count += len(value)
+            value = value.values()
+        values += [inner for inner in value if type(inner) is dict or type(inner) is list]
     return count
 
 
