@@ -13,7 +13,7 @@ from sarto.errors import InvalidArgument
 
 
 def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
+    return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
 def build(tensors: dict[str, tuple[tuple[int, ...], int, bytes]], pairs: bytes = b"", pair_count: int = 0) -> bytes:
