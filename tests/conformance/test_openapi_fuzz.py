@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from .service import Service
+from .conftest import PARENT, ended
+from .service import Service, training_rows, upload
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries that make the requests warn of each other
 WHOLE = "SARTO_FUZZ_CASES" in os.environ
@@ -30,8 +31,21 @@ WANTED = (
 
 
 @pytest.fixture(scope="module")
-def known(tuned: dict[str, Any]) -> dict[str, list[str]]:
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of its own: what is asked of it at random also deletes."""
+    service = Service(tmp_path_factory.mktemp("fuzzed") / "home")
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def known(fuzzed: Service) -> dict[str, list[str]]:
     """Ids that exist, for the places of a path: without them nearly every case would end at the first look-up."""
+    with fuzzed.http() as http:
+        spec = {"trainingDatasetUri": upload(http, "tuning-data", "train.jsonl", training_rows())}
+        body = {"baseModel": "gemini-2.0-flash-001", "supervisedTuningSpec": spec}
+        tuned = ended(http, http.post(f"/v1/{PARENT}/tuningJobs", json=body).json()["name"])
     place = tuned["name"].split("/")
     model, endpoint = (tuned["tunedModel"][kind].rpartition("/")[2] for kind in ("model", "endpoint"))
     return {
@@ -76,12 +90,12 @@ def has_input(operation: Any) -> bool:
 
 
 def test_no_server_error_and_no_answer_that_is_not_described(
-    service: Service, session: requests.Session, known: dict[str, list[str]]
+    fuzzed: Service, session: requests.Session, known: dict[str, list[str]]
 ) -> None:
     load_all_checks()
     checks = [CHECKS.get_one(name) for name in WANTED]
-    schema = schemathesis.openapi.from_url(f"{service.address}/openapi.json")
-    token, seen = service.token(), Counter[int]()
+    schema = schemathesis.openapi.from_url(f"{fuzzed.address}/openapi.json")
+    token, seen = fuzzed.token(), Counter[int]()
     faults: list[str] = []
     operations = [found.ok() for found in schema.get_all_operations()]
     for operation in operations if WHOLE else [one for one in operations if not one.path.startswith("/v1beta1/")]:
@@ -96,7 +110,7 @@ def test_no_server_error_and_no_answer_that_is_not_described(
         )
         @given(cases(operation, known, token))
         def ask(case: Case) -> None:
-            answer = case.call(base_url=service.address, session=session, timeout=30)
+            answer = case.call(base_url=fuzzed.address, session=session, timeout=30)
             seen[answer.status_code] += 1
             try:
                 case.validate_response(answer, checks=checks)
