@@ -137,12 +137,6 @@ class PayloadTooLarge(InvalidArgument):
     http_status = 413
 
 
-class RangeNotSatisfiable(OutOfRange):
-    """A byte range that begins behind the end of an object."""
-
-    http_status = 416
-
-
 class NotEmpty(FailedPrecondition):
     """A bucket that still holds objects."""
 
