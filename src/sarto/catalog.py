@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -107,9 +107,16 @@ class Catalog:
     def base(self, weights: Weights) -> BaseWeights:
         """The weights on disk. Raises FailedPrecondition with the command to get them."""
         folder = self.folder(weights)
-        digest = folder / DIGEST_FILE
-        if not digest.exists():
+        try:
+            digest = _digest(folder, (folder / DIGEST_FILE).stat().st_mtime_ns)
+        except FileNotFoundError:
             raise FailedPrecondition(
                 f"The weights of {weights.title} are not on this machine; get them with: sarto models pull {weights.id}"
-            )
-        return BaseWeights(name=weights.title, folder=str(folder), digest=digest.read_text().strip())
+            ) from None
+        return BaseWeights(name=weights.title, folder=str(folder), digest=digest)
+
+
+@lru_cache(maxsize=256)
+def _digest(folder: Path, written: int) -> str:
+    """Read once for each time it was written."""
+    return (folder / DIGEST_FILE).read_text().strip()

@@ -87,7 +87,7 @@ def job_body(data: str = "train", **fields: Any) -> dict[str, Any]:
 def create(control: Control, data: str = "train", project: str = "demo", **fields: Any) -> ResourceName:
     parent = LocationName(project, fields.pop("location", PARENT.location))
     job = TuningJob.read(job_body(data, **fields), "tuning_job")
-    return parse_resource(tuning_jobs.create(control, member(control, project), parent, job).name, "tuningJobs")
+    return parse_resource(tuning_jobs.create(control, member(control, project), parent, job)["name"], "tuningJobs")
 
 
 def read(control: Control, name: ResourceName) -> dict[str, Any]:

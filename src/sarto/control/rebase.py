@@ -40,9 +40,9 @@ def rebase(
         return operations.done(
             connection,
             LocationName(project, parent.location),
-            f"tuningJobs/{made.name.rpartition('/')[2]}",
+            f"tuningJobs/{made['name'].rpartition('/')[2]}",
             "RebaseTunedModelOperationMetadata",
-            {"@type": f"{operations.METADATA}TuningJob", **made.to_json()},
+            {"@type": f"{operations.METADATA}TuningJob", **made},
             control.database.now(connection),
         )
 

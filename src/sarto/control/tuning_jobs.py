@@ -52,8 +52,8 @@ class Fenced(Exception):
 
 def create(
     control: Control, principal: Principal, parent: LocationName, job: TuningJob, request: str = ""
-) -> TuningJob:
-    """The job as stored, PENDING. With `request` (a UUID) a repeated call answers the first one's job.
+) -> dict[str, Any]:
+    """The JSON of the job as stored, PENDING. With `request` (a UUID) a repeated call answers the first one's job.
 
     Raises InvalidArgument with every fault of the request, Unimplemented for what is not built, AlreadyExists for a
     `request` that was used with another body.
@@ -74,8 +74,8 @@ def create(
             return earlier
         now = control.database.now(connection)
         times = dict.fromkeys(("create_time", "update_time"), events.moment(now))
-        stored = accepted.model_copy(update={"name": str(name), "state": PENDING, **times})
-        _insert(connection, name, stored, orjson.dumps(asdict(plan)).decode(), now)
+        stored = accepted.model_copy(update={"name": str(name), "state": PENDING, **times}).to_json()
+        _insert(connection, name, accepted, stored, orjson.dumps(asdict(plan)).decode(), now)
         if request:
             connection.execute(
                 request_id.insert().values(
@@ -211,7 +211,9 @@ def amend(
     return resource
 
 
-def _insert(connection: Connection, name: ResourceName, job: TuningJob, run: str, now: float) -> None:
+def _insert(
+    connection: Connection, name: ResourceName, job: TuningJob, resource: dict[str, Any], run: str, now: float
+) -> None:
     row = {
         "project": name.project,
         "id": name.id,
@@ -220,7 +222,7 @@ def _insert(connection: Connection, name: ResourceName, job: TuningJob, run: str
         "base_model": job.base_model or (job.pre_tuned_model.base_model if job.pre_tuned_model else ""),
         "display_name": job.tuned_model_display_name,
         "create_time": now,
-        "resource": orjson.dumps(job.to_json()).decode(),
+        "resource": orjson.dumps(resource).decode(),
         "run": run,
         "attempt": 0,
         "not_before": 0.0,
@@ -252,7 +254,7 @@ def _check_request_id(text: str) -> None:
         raise InvalidArgument.field("request_id", f'"{text}" is not a UUID.') from None
 
 
-def _earlier(connection: Connection, project: str, request: str, body: str) -> TuningJob | None:
+def _earlier(connection: Connection, project: str, request: str, body: str) -> dict[str, Any] | None:
     """The job that an earlier call with this request id made. Raises AlreadyExists when that call said otherwise."""
     found = connection.execute(
         sa.select(request_id).where(request_id.c.project == project, request_id.c.id == request)
@@ -267,7 +269,7 @@ def _earlier(connection: Connection, project: str, request: str, body: str) -> T
     ).first()
     if row is None:
         raise AlreadyExists(f'requestId "{request}" made {found.resource_name}, which was deleted; use a new one.')
-    return TuningJob.read(_read(row))
+    return _read(row)
 
 
 def _label_sql(node: filters.Comparison) -> sa.ColumnElement[bool]:

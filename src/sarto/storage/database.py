@@ -6,6 +6,7 @@ own clock, never from a process's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +52,8 @@ class Database:
     def now(self, connection: Connection) -> float:
         """Seconds since 1970 by the database's clock, to the microsecond that times in answers have."""
         if self.is_sqlite:
-            query = "select (julianday('now') - 2440587.5) * 86400.0"
-        else:
-            query = "select extract(epoch from clock_timestamp())::float8"
+            return round(time.time(), 6)  # SQLite has no other clock than that of the process it runs in
+        query = "select extract(epoch from clock_timestamp())::float8"
         return round(float(connection.exec_driver_sql(query).scalar_one()), 6)
 
     def close(self) -> None:

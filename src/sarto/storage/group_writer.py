@@ -51,7 +51,7 @@ class GroupWriter:
             except BaseException as error:
                 self._undo(connection, commit, error)
                 raise
-            connection.exec_driver_sql("RELEASE one")
+            _say(connection, "RELEASE one")
             commit.size += 1
             self._end_unless_others_wait(connection, commit)
         commit.ended.wait()
@@ -94,7 +94,7 @@ class GroupWriter:
                 raise
             self._commit = _Commit()
         try:
-            connection.exec_driver_sql("SAVEPOINT one")
+            _say(connection, "SAVEPOINT one")
         except BaseException as error:
             self._finish(connection, self._commit, error)
             raise
@@ -130,3 +130,10 @@ class GroupWriter:
             self._connection = None
         commit.fault = fault
         commit.ended.set()
+
+
+def _say(connection: Connection, statement: str) -> None:
+    """A statement of the busiest path straight to the driver: the way through the engine costs ten times as much."""
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.cursor().execute(statement)
