@@ -168,5 +168,7 @@ def _limits(settings: Settings) -> Limits:
         max_validation_examples=settings.max_validation_examples,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
+        resume_seconds=settings.resume_seconds,
+        max_job_seconds=settings.max_job_seconds,
         threads=settings.threads or cores(),
     )

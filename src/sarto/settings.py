@@ -56,6 +56,10 @@ class Settings(BaseModel):
     """Life of an access token, in seconds."""
     metadata_server: bool = False
     """Answer the metadata-server paths, as the administrator, for programs on this machine that insist on them."""
+    resume_seconds: float = 30.0
+    """Seconds between two resume points of a run: about what a crash can cost."""
+    max_job_seconds: float = 604_800.0
+    """Longest a job may take from its first start, all attempts together; 0 is without limit."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -9,13 +9,14 @@ import pytest
 
 from tests.structure.sources import imports, modules
 
-WORDS = ("sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
+WORDS = ("sarto.failpoints", "sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
 WIRE_OF_CONTROL = ("tuning_jobs", "models")
 """Schema files that the engine must not know: it speaks the run contract."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sarto.names": ("sarto.errors",),
     "sarto.errors": (),
+    "sarto.failpoints": (),
     "sarto.settings": ("sarto.errors",),
     "sarto.schema": ("sarto.schema", "sarto.errors", "sarto.names"),
     "sarto.catalog": ("sarto.errors", "sarto.schema.runs"),

@@ -5,7 +5,9 @@ outlives the run it starts. Whatever it writes, it writes under its lease.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sarto.control.leases import Lease
 from sarto.control.progress import Gathered, ProgressFile
 from sarto.control.tuning_jobs import CANCELLED, CANCELLED_STATUS, CANCELLING, FAILED, PENDING, RUNNING, Fenced, advance
 from sarto.control.validation import Plan
-from sarto.errors import Internal, SartoError
+from sarto.errors import DeadlineExceeded, Internal, SartoError
 from sarto.names import ResourceName
 from sarto.schema.runs import RunResult, RunSpec
 from sarto.schema.tuning_jobs import JobState
@@ -63,6 +65,7 @@ class Attempt:
         self.handle = f"{lease.job}-{lease.epoch}"
         self._wake = threading.Event()
         self._order: type[Exception] | None = None
+        self._until = math.inf
 
     def cancel(self) -> None:
         """The user wants the job to end."""
@@ -120,7 +123,7 @@ class Attempt:
         spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan)
         run_folder = Path(spec.run_folder)
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
-        self._begin()
+        self._until = self._begin()
         code = self._watch(run_folder, spec)
         result = _read_result(run_folder)
         if result is None:
@@ -131,8 +134,9 @@ class Attempt:
         publishing.settle(self.control, self.lease, result, run_folder)
         logger.info("job succeeded", extra={"job": self.lease.job, "attempt": self.lease.epoch})
 
-    def _begin(self) -> None:
-        """PENDING becomes RUNNING and gets its experiment; a job that is tried again only says so."""
+    def _begin(self) -> float:
+        """PENDING becomes RUNNING and gets its experiment; a job that is tried again only says so. Gives when, by this
+        process's monotonic clock, the job must have ended."""
         lease = self.lease
         with self.control.database.transaction() as connection:
             row = leases.hold(connection, lease)
@@ -143,6 +147,9 @@ class Attempt:
             words = "The run started." if lease.epoch == 1 else f"Run {lease.epoch} took the job over."
             events.record(connection, lease.project, lease.job, lease.epoch, now, "started", words)
         logger.info("run started", extra={"job": lease.job, "attempt": lease.epoch})
+        limit = self.control.limits.max_job_seconds
+        begun = now if row.state == str(PENDING) else events.seconds(orjson.loads(row.resource)["startTime"])
+        return time.monotonic() + begun + limit - now if limit else math.inf
 
     def _watch(self, run_folder: Path, spec: RunSpec) -> int:
         """Follow the run to its end; gives its exit code."""
@@ -171,6 +178,12 @@ class Attempt:
     def _obey(self) -> None:
         if self._order is not None:
             raise self._order(f"job {self.lease.job}")
+        if time.monotonic() > self._until:
+            limit = self.control.limits.max_job_seconds
+            raise DeadlineExceeded(
+                f"The job took longer than the {limit:g} seconds that a job may take on this server. Tune on less data"
+                " or for fewer epochs, or have its administrator raise max_job_seconds."
+            )
 
     def _is_cancelling(self) -> bool:
         with self.control.database.reading() as connection:

@@ -36,6 +36,10 @@ class Limits:
     """Runs that may be lost to machinery before the job fails."""
     retry_seconds: float = 2.0
     """Pause after the first lost run; it doubles with each further one."""
+    resume_seconds: float = 30.0
+    """Between two resume points of a run: about what a kill can cost."""
+    max_job_seconds: float = 0.0
+    """From a job's first start to its end, all attempts together; 0 is without limit."""
     threads: int = 1
     """CPU threads of one run."""
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sarto.failpoints import around
+
 PR_SET_PDEATHSIG = 1
 RUN_PROGRAM = (sys.executable, "-m", "sarto.engine.run")
 KEPT_VARIABLES = frozenset(
@@ -54,7 +56,7 @@ class LocalExecutor:
 
     def start(self, handle: str, spec: Path, log: Path) -> None:
         """Start the program on `spec`, its words appended to `log`. Raises OSError when there is no process to have."""
-        with log.open("ab") as output:
+        with log.open("ab") as output, around("spawn"):
             child = subprocess.Popen(
                 [*self._program, str(spec)],
                 stdin=subprocess.PIPE,
@@ -84,10 +86,11 @@ class LocalExecutor:
                 child.wait(grace_seconds)
             except subprocess.TimeoutExpired:
                 pass
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with around("kill"):
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         child.wait()
         if child.stdin is not None:
             child.stdin.close()

@@ -1,6 +1,7 @@
 """What a run made, made real: adapter files kept and copied into buckets, checkpoint endpoints, model versions.
 
-Files first, the rows that point at them last, in a transaction that holds the lease. Every step may be repeated.
+Bytes first, under no name; then their names in the bucket and the rows that point at them, in one transaction that
+holds the lease: a supervisor that was taken for dead can replace nothing. Every step may be repeated.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from sarto import failpoints
 from sarto.control import events, leases, projects
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
@@ -24,13 +28,19 @@ from sarto.control.progress import data_stats, effective
 from sarto.control.tuning_jobs import RUNNING, SUCCEEDED, Fenced, advance, amend
 from sarto.control.validation import Plan
 from sarto.errors import AlreadyExists, FailedPrecondition, NotFound
+from sarto.failpoints import around
 from sarto.names import ResourceName, new_id, parse_gs_uri
 from sarto.schema.runs import CheckpointRecord, RunResult
+from sarto.storage import together
+from sarto.storage.buckets import Buckets
+from sarto.storage.content import Content
 from sarto.storage.tables import checkpoint, endpoint, model, model_version
 
 TUNE_TYPE = "sft"
 TUNE_TYPE_LABEL = "tune-type"
 BASE_MODEL_LABEL = "google-vertex-llm-tuning-base-model-id"
+FINAL_FOLDER = "final/"
+"""Under the documented name, the last checkpoint once more."""
 OPEN_FOLDER = "postprocess/node-0/checkpoints"
 
 
@@ -51,35 +61,18 @@ def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord,
     if known is not None and known.adapter_digest == kept.digest:
         return
     uri = f"{artifact_uri(control, row)}{_folder_name(row, record.checkpoint_id)}/"
-    _upload(control, lease.project, kept.folder, record.files, uri)
-    with control.database.transaction() as connection:
+    with _received(control, kept.folder, uri) as files, control.database.transaction() as connection:
         row = _running(connection, lease)
         now = control.database.now(connection)
-        plan = Plan(**orjson.loads(row.run))
-        endpoint_id = known.endpoint if known is not None else new_id()
-        connection.execute(_one_checkpoint(checkpoint.delete(), lease, record))
-        connection.execute(
-            checkpoint.insert().values(
-                project=lease.project,
-                job=lease.job,
-                checkpoint_id=record.checkpoint_id,
-                epoch=record.epoch,
-                step=record.step,
-                endpoint=endpoint_id,
-                artifact_uri=uri,
-                adapter_folder=str(kept.folder),
-                adapter_digest=kept.digest,
-                resource=_origin(plan, record),
-                create_time=now,
-            )
-        )
-        if known is None:
-            _insert_endpoint(connection, row, endpoint_id, record, now)
+        replaced = files.write(connection, lease.project)
+        _insert_checkpoint(connection, row, record, kept, uri, known, now)
         listed = [_as_wire(row, one) for one in _ordered(_checkpoints(connection, lease))]
         amend(connection, row, now, {"tunedModel": {"checkpoints": listed}})
         events.record(
             connection, lease.project, lease.job, lease.epoch, now, "checkpoint", _about(record), _facts(record)
         )
+    for content in replaced:
+        control.buckets.collect(content)
 
 
 def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) -> None:
@@ -93,16 +86,22 @@ def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) 
     for record in records:
         if (run_folder / record.folder).is_dir():
             publish_checkpoint(control, lease, record, run_folder)
-    if resource.get("outputUri"):
-        _upload_final(control, row, lease)
-    with control.database.transaction() as connection:
+    with control.database.reading() as connection:
+        made = _ordered(_checkpoints(connection, lease))
+    if not made:
+        raise FailedPrecondition("The run ended without a checkpoint.")
+    uri = artifact_uri(control, row)
+    final = {uri + FINAL_FOLDER: Path(made[-1].adapter_folder)} if resource.get("outputUri") else {}
+    with ExitStack() as stack:
+        received = [stack.enter_context(_received(control, folder, place)) for place, folder in final.items()]
+        connection = stack.enter_context(control.database.transaction())
         row = _running(connection, lease)
         now = control.database.now(connection)
+        for files in received:
+            files.write(connection, lease.project)
         made = _ordered(_checkpoints(connection, lease))
-        if not made:
-            raise FailedPrecondition("The run ended without a checkpoint.")
         default = made[-1]
-        name = _register(connection, row, made, default, artifact_uri(control, row), now)
+        name = _register(connection, row, made, default, uri, now)
         advance(connection, row, SUCCEEDED, now, _ending(row, result, name, made, default))
         best = (
             f" The best by validation is {result.best_checkpoint_id}: {result.best_reason}"
@@ -151,7 +150,8 @@ def _keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
         for name in files:
             _link(source / name, part / name)
         try:
-            part.rename(folder)
+            with around("rename"):
+                part.rename(folder)
         except OSError:  # another supervisor kept the same adapter meanwhile
             shutil.rmtree(part)
     return Kept(digest, folder)
@@ -164,18 +164,57 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _upload(control: Control, project: str, folder: Path, files: dict[str, str], uri: str) -> None:
+@dataclass(frozen=True)
+class _Files:
+    """Copies of a folder's files that are on the disk and have no name in their bucket yet."""
+
+    buckets: Buckets
+    bucket: str
+    received: dict[str, Content]
+
+    def write(self, connection: Connection, project: str) -> list[str]:
+        """Name them, under the lease that the transaction holds; gives the content they replaced."""
+        return together.write(self.buckets, connection, self.bucket, self.received, project)
+
+
+@contextmanager
+def _received(control: Control, folder: Path, uri: str) -> Iterator[_Files]:
     bucket, prefix = parse_gs_uri(uri, "tuning_job.output_uri")
-    for name in sorted(files):
-        control.buckets.put_file(bucket, prefix + name, folder / name, project=project)
+    files = {prefix + path.name: path for path in sorted(folder.iterdir())}
+    failpoints.reached("receive before")
+    with together.receive(control.buckets, files) as received:
+        failpoints.reached("receive after")
+        yield _Files(control.buckets, bucket, received)
 
 
-def _upload_final(control: Control, row: AnyRow, lease: Lease) -> None:
-    """The last checkpoint once more under the documented name `final`."""
-    with control.database.reading() as connection:
-        last = _ordered(_checkpoints(connection, lease))[-1]
-    names = {path.name: "" for path in Path(last.adapter_folder).iterdir()}
-    _upload(control, lease.project, Path(last.adapter_folder), names, f"{artifact_uri(control, row)}final/")
+def _insert_checkpoint(
+    connection: Connection,
+    row: AnyRow,
+    record: CheckpointRecord,
+    kept: Kept,
+    uri: str,
+    known: AnyRow | None,
+    now: float,
+) -> None:
+    """The checkpoint's row in place of the one that an earlier attempt left, and its endpoint."""
+    endpoint_id = known.endpoint if known is not None else new_id()
+    ours = {"project": row.project, "job": row.id, "checkpoint_id": record.checkpoint_id}
+    connection.execute(checkpoint.delete().filter_by(**ours))
+    connection.execute(
+        checkpoint.insert().values(
+            **ours,
+            epoch=record.epoch,
+            step=record.step,
+            endpoint=endpoint_id,
+            artifact_uri=uri,
+            adapter_folder=str(kept.folder),
+            adapter_digest=kept.digest,
+            resource=_origin(Plan(**orjson.loads(row.run)), record),
+            create_time=now,
+        )
+    )
+    if known is None:
+        _insert_endpoint(connection, row, endpoint_id, record, now)
 
 
 def _folder_name(row: AnyRow, checkpoint_id: str) -> str:
@@ -196,14 +235,6 @@ def _checkpoints(connection: Connection, lease: Lease) -> dict[str, AnyRow]:
 
 def _ordered(found: dict[str, AnyRow]) -> list[AnyRow]:
     return sorted(found.values(), key=lambda row: row.step)
-
-
-def _one_checkpoint(statement: sa.Delete, lease: Lease, record: CheckpointRecord) -> sa.Delete:
-    return statement.where(
-        checkpoint.c.project == lease.project,
-        checkpoint.c.job == lease.job,
-        checkpoint.c.checkpoint_id == record.checkpoint_id,
-    )
 
 
 def _as_wire(row: AnyRow, made: AnyRow) -> dict[str, Any]:

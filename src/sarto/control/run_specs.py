@@ -17,6 +17,7 @@ from sarto.control.context import CUSTOM, Control
 from sarto.control.leases import Lease
 from sarto.control.validation import SPEC, Plan
 from sarto.errors import FailedPrecondition
+from sarto.failpoints import around
 from sarto.schema.runs import BaseWeights, DatasetRef, RunSpec, TuningParameters
 from sarto.schema.tuning_jobs import SupervisedHyperParameters, TuningJob
 
@@ -59,6 +60,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         max_validation_examples=control.limits.max_validation_examples,
         cache_folder=str(control.home / "cache" / "tokens"),
         resume_folder=str(folder / "resume"),
+        resume_seconds=control.limits.resume_seconds,
         threads=control.limits.threads,
     )
     write_whole(run_folder / SPEC_FILE, made.model_dump_json(indent=1).encode())
@@ -93,7 +95,8 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    with around("rename"):
+        part.replace(path)
 
 
 def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> DatasetRef:
@@ -104,7 +107,8 @@ def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> D
     found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
     path = folder / f"{name}.jsonl"
     path.unlink(missing_ok=True)
-    control.buckets.link_into(found, path)
+    with around("link"):
+        control.buckets.link_into(found, path)
     made = DatasetRef(uri=uri, path=str(path), size_bytes=found.size, digest=found.sha256)
     write_whole(record, orjson.dumps(made.model_dump()))
     return made

@@ -37,6 +37,7 @@ from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
 from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
+from sarto.failpoints import around
 from sarto.schema.examples import parse_line
 from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetRef, ParityCertificate, RunResult, RunSpec
 
@@ -169,7 +170,8 @@ def _write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    with around("rename"):
+        partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Buckets:
             found = rows.find(connection, bucket, name)
             conditions.check(found)
             self.content.place(content)
-            stored = self._write(connection, bucket, name, content, fields)
+            stored = self.write(connection, bucket, name, content, fields)
             if session:
                 rows.close_session(connection, session, stored, project)
         self._collect_unless(found, stored)
@@ -205,7 +205,7 @@ class Buckets:
             rows.live(connection, source.bucket, source.name, source.generation)
             found = rows.find(connection, bucket, name)
             conditions.check(found)
-            stored = self._write(connection, bucket, name, source, fields or source.fields)
+            stored = self.write(connection, bucket, name, source, fields or source.fields)
             if is_move and (source.bucket, source.name) != (bucket, name):
                 connection.execute(stored_object.delete().where(rows.key(source.bucket, source.name)))
         self._collect_unless(found, stored)
@@ -267,7 +267,7 @@ class Buckets:
             found = rows.live(connection, bucket, name, generation)
             conditions.check(found)
             connection.execute(stored_object.delete().where(rows.key(bucket, name)))
-        self._collect(found.sha256)
+        self.collect(found.sha256)
 
     # Objects: reading
 
@@ -337,24 +337,25 @@ class Buckets:
             query = sa.select(column).where(column >= folder.name, column < f"{folder.name}g")
             with self.database.reading() as connection:
                 referenced = set(connection.execute(query).scalars())
-            removed += sum(self._collect(sha256) for sha256 in present - referenced)
+            removed += sum(self.collect(sha256) for sha256 in present - referenced)
         for file in self.content.uploads.glob("spool-*"):
             if time.time() - file.stat().st_mtime > STALE_SECONDS:
                 file.unlink(missing_ok=True)
                 removed += 1
         return removed
 
-    # Inside a transaction
-
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         """A transaction that is the only one to write objects, on either database: it holds the generation's row."""
         with self.database.transaction() as connection:
-            connection.execute(
-                sa.text("insert into meta (key, value) values (:key, '0') on conflict do nothing"), {"key": _CLOCK}
-            )
-            connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK).with_for_update())
+            self.lock(connection)
             yield connection
+
+    def lock(self, connection: Connection) -> None:
+        """Make a transaction the only one to write objects."""
+        begin = sa.text("insert into meta (key, value) values (:key, '0') on conflict do nothing")
+        connection.execute(begin, {"key": _CLOCK})
+        connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK).with_for_update())
 
     def _generation(self, connection: Connection) -> int:
         """Microseconds since 1970, yet larger than any before, whatever the clock does."""
@@ -363,7 +364,7 @@ class Buckets:
         connection.execute(meta.update().where(meta.c.key == _CLOCK).values(value=str(generation)))
         return generation
 
-    def _write(
+    def write(
         self, connection: Connection, bucket: str, name: str, content: Content | StoredObject, fields: ObjectFields
     ) -> StoredObject:
         now = self.database.now(connection)
@@ -387,14 +388,13 @@ class Buckets:
 
     def _collect_unless(self, replaced: StoredObject | None, stored: StoredObject) -> None:
         if replaced is not None and replaced.sha256 != stored.sha256:
-            self._collect(replaced.sha256)
+            self.collect(replaced.sha256)
 
-    def _collect(self, sha256: str) -> bool:
+    def collect(self, sha256: str) -> bool:
         """Remove content unless an object refers to it. The lock keeps new references out meanwhile."""
         with self._writing() as connection:
-            if connection.execute(
-                sa.select(stored_object.c.name).where(stored_object.c.sha256 == sha256).limit(1)
-            ).first():
+            query = sa.select(stored_object.c.name).where(stored_object.c.sha256 == sha256)
+            if connection.execute(query.limit(1)).first():
                 return False
             self.content.remove(sha256)
             return True

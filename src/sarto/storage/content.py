@@ -20,6 +20,7 @@ from typing import BinaryIO, Self
 import google_crc32c
 
 from sarto.errors import InvalidArgument, ResourceExhausted
+from sarto.failpoints import around
 
 BLOCK = 1 << 20
 
@@ -148,7 +149,8 @@ class ContentStore:
             return
         with disk():
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            content.spooled.replace(target)
+            with around("rename"):
+                content.spooled.replace(target)
             for folder in (target.parent, self.objects):
                 _sync(folder)
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
+from sarto import failpoints
 from sarto.storage.group_writer import GroupWriter
 
 
@@ -39,9 +40,12 @@ class Database:
         if self._writer is not None:
             with self._writer.transaction() as connection:
                 yield connection
-            return
-        with self.engine.begin() as connection:
-            yield connection
+                failpoints.reached("commit before")
+        else:
+            with self.engine.begin() as connection:
+                yield connection
+                failpoints.reached("commit before")
+        failpoints.reached("commit after")
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from sarto.engine.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from sarto.engine.tuning.supervised import MemoryPlan
 from sarto.errors import Internal
+from sarto.failpoints import around
 from sarto.schema.runs import CheckpointRecord, EvalMetrics
 
 RESUME_FILE = "resume.safetensors"
@@ -53,7 +54,8 @@ def save_resume_point(folder: Path, cursor: Cursor, state: dict[str, Tensor]) ->
     partial = folder / f".{RESUME_FILE}.{os.getpid()}"
     save_file(state, partial, metadata={"cursor": cursor.model_dump_json()})
     _flush(partial)
-    partial.replace(folder / RESUME_FILE)
+    with around("rename"):
+        partial.replace(folder / RESUME_FILE)
 
 
 def load_resume_point(folder: Path) -> ResumePoint | None:
@@ -81,7 +83,8 @@ def export(adapter: LoraAdapter, folder: Path, base_name: str) -> dict[str, str]
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         _flush(partial / name)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with around("rename"):
+        partial.rename(folder)
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS_FILE, CONFIG_FILE)}
 
 

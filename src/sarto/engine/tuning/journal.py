@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sarto.engine.tuning.tensorboard import EventFile
+from sarto.failpoints import around
 from sarto.schema.runs import CheckpointRecord, EvalMetrics, Progress, StepMetrics
 
 
@@ -77,5 +78,6 @@ class Journal:
             self._events.scalars(found.step, values, entry.time)
 
     def _line(self, entry: Progress) -> None:
-        self._progress.write(entry.model_dump_json(exclude_defaults=True) + "\n")
-        self._progress.flush()
+        with around(f"tell {entry.kind}"):
+            self._progress.write(entry.model_dump_json(exclude_defaults=True) + "\n")
+            self._progress.flush()
