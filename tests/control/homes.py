@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from sarto.catalog import DIGEST_FILE, Catalog
-from sarto.control import projects, tuning_jobs
+from sarto.control import iam, projects, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import Control, Limits
 from sarto.control.executors import LocalExecutor, clean_environment
@@ -36,6 +36,7 @@ ROWS = b"".join(
     + b"\n"
     for i in range(20)
 )
+ROOT = Principal("root@example.com", "", "user")
 LIMITS = Limits(lease_seconds=2.0, retry_seconds=0.1)
 
 
@@ -55,6 +56,7 @@ def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
         (folder / DIGEST_FILE).write_text(f"digest of {weights.id}")
     with control.database.transaction() as connection:
         project = projects.insert(connection, "demo", control.database.now(connection))
+        iam.bind(connection, iam.SERVICE, iam.SARTO_ADMIN, ROOT.member)
     control.buckets.create_bucket(project.number, "data")
     for name in ("train", "slow", "die-once", "die", "fault", "deaf"):
         control.buckets.put_bytes("data", f"{name}.jsonl", ROWS)
@@ -65,7 +67,10 @@ def member(control: Control, project_id: str = "demo") -> Principal:
     """An administrator of one project."""
     found = projects.find(control.database, project_id)
     assert found is not None
-    return Principal(f"ada@{project_id}.example", found.number, "roles/aiplatform.admin")
+    caller = Principal(f"ada@{project_id}.example", found.number, "user")
+    with control.database.transaction() as connection:
+        iam.bind(connection, f"projects/{found.number}", "roles/owner", caller.member)
+    return caller
 
 
 def add_project(control: Control, project_id: str) -> Principal:
@@ -91,7 +96,7 @@ def create(control: Control, data: str = "train", project: str = "demo", **field
 
 
 def read(control: Control, name: ResourceName) -> dict[str, Any]:
-    return tuning_jobs.get(control, Principal("root", "", "roles/sarto.admin"), name)
+    return tuning_jobs.get(control, ROOT, name)
 
 
 def state(control: Control, name: ResourceName) -> str:

@@ -85,7 +85,7 @@ def test_an_assertion_is_exchanged_for_a_token_that_names_its_account(
         answer = granted(server, signed(key, aud=audience, scope="https://www.googleapis.com/auth/cloud-platform"))
         assert answer["token_type"] == "Bearer" and answer["expires_in"] == 3600
         principal = server.authenticate(answer["access_token"])
-        assert principal.email == key["client_email"] and principal.role == iam.SARTO_ADMIN
+        assert principal.email == key["client_email"]
         assert server.remembered(answer["access_token"]) == principal
 
 
@@ -193,6 +193,7 @@ def test_a_disabled_key_stops_new_tokens_and_old_ones(
     token = granted(server, signed(key, aud=GOOGLE))["access_token"]
     with database.transaction() as connection:
         connection.execute(tables.service_account_key.update().values(disabled=True))
+    database.rights_changes += 1
     with pytest.raises(auth.InvalidGrant):
         granted(server, signed(key, aud=GOOGLE))
     with pytest.raises(Unauthenticated):
@@ -240,7 +241,9 @@ def test_a_foreign_project_and_an_unknown_one_answer_alike(database: Database, k
     with database.transaction() as connection:
         mine = projects.insert(connection, "mine", 0.0)
         projects.insert(connection, "theirs", 0.0)
-    me = iam.Principal("me@mine", mine.number, "roles/aiplatform.user")
+        me, owner, viewer, nobody = (iam.Principal(f"{name}@mine", mine.number) for name in ("me", "o", "v", "n"))
+        for who, role in ((me, "roles/aiplatform.user"), (owner, "roles/owner"), (viewer, "roles/aiplatform.viewer")):
+            iam.bind(connection, f"projects/{mine.number}", role, who.member)
     assert iam.require(database, me, "aiplatform.tuningJobs.get", "mine") == mine
     assert iam.require(database, me, "aiplatform.tuningJobs.get", mine.number) == mine
     messages = []
@@ -249,15 +252,13 @@ def test_a_foreign_project_and_an_unknown_one_answer_alike(database: Database, k
             iam.require(database, me, "aiplatform.tuningJobs.get", name)
         messages.append(caught.value.message.replace(name, "X"))
     assert messages[0] == messages[1]
-    assert [p.id for p in iam.visible_projects(database, iam.Principal("o", mine.number))] == ["mine"]
+    assert [p.id for p in iam.visible_projects(database, owner)] == ["mine"]
     with pytest.raises(PermissionDenied):
         iam.require(database, me, "resourcemanager.projects.create", "mine")
     with pytest.raises(PermissionDenied):
-        iam.require(
-            database, iam.Principal("v", mine.number, "roles/aiplatform.viewer"), "aiplatform.models.delete", "mine"
-        )
+        iam.require(database, viewer, "aiplatform.models.delete", "mine")
     with pytest.raises(PermissionDenied):
-        iam.require(database, iam.Principal("v", mine.number, "roles/none"), "aiplatform.models.get", "mine")
+        iam.require(database, nobody, "aiplatform.models.get", "mine")
 
 
 def test_bad_and_taken_project_ids_are_refused(database: Database, key: dict[str, Any]) -> None:

@@ -106,12 +106,19 @@ def opened(request: Request, name: str, permission: str) -> Bucket:
     if bucket.is_public and permission in READS:
         return bucket
     try:
-        iam.require(services(request).database, caller, permission, bucket.project)
+        iam.require(services(request).database, caller, permission, bucket.project, f"buckets/{bucket.name}")
     except PermissionDenied:
-        if bucket.is_public or bucket.project == caller.project:
+        if bucket.is_public or bucket.project == caller.project or _sees(request, bucket):
             raise
         raise NoSuchBucket from None
     return bucket
+
+
+def _sees(request: Request, bucket: Bucket) -> bool:
+    """Whether the caller may know of the bucket."""
+    database, on = services(request).database, f"buckets/{bucket.name}"
+    known = ("storage.buckets.get", "storage.objects.get", "storage.objects.list", "resourcemanager.projects.get")
+    return any(iam.allowed(database, principal(request), one, bucket.project, on) for one in known)
 
 
 def refuse_unheeded(request: Request) -> None:

@@ -45,7 +45,7 @@ async def list_(request: Request) -> Reply:
 
 
 def _create(database: Database, caller: Principal, wanted: ProjectMessage) -> Project:
-    iam.require_everywhere(caller, "resourcemanager.projects.create")
+    iam.require_everywhere(database, caller, "resourcemanager.projects.create")
     with database.transaction() as connection:
         return projects.insert(connection, wanted.project_id, database.now(connection))
 

@@ -39,18 +39,26 @@ GOOGLE_TOKEN_URLS = frozenset(
 """What clients sign as audience whatever `token_uri` says; our keys alone bind an assertion to us."""
 SKEW_SECONDS = 30
 MAX_LIFE_SECONDS = 3600
-REMEMBER_SECONDS = 60.0
+REMEMBER_SECONDS = 1.0
+"""How long a token may outlive its key, or an account, that another server disabled."""
 MAX_TOKEN_CHARACTERS = 8192
 MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who calls. `project` is the number of the project the account belongs to, `role` a key of `iam.ROLES`."""
+    """Who calls: a service account, or a user of an OIDC provider. What it may do is in policies, not here.
+
+    `project` is the number of the project an account belongs to; a user belongs to none."""
 
     email: str
     project: str
-    role: str = "roles/owner"
+    kind: str = "serviceAccount"
+
+    @property
+    def member(self) -> str:
+        """As policies name it: `serviceAccount:E`, `user:E`, or `principal://…/subject/S`."""
+        return f"{self.kind}:{self.email}"
 
 
 class InvalidGrant(InvalidArgument):
@@ -70,13 +78,15 @@ class Authenticator:
         self.addresses = _aliases(address)
         self._secret = _secret(database, "access_token", lambda: secrets.token_bytes(32))
         self._identity = _secret(database, "identity_key", _new_identity_key)
-        self._remembered: dict[bytes, tuple[Principal, float, float]] = {}
+        self._remembered: dict[bytes, tuple[Principal, float, float, int]] = {}
         self._lock = threading.Lock()
 
     def remembered(self, bearer: str) -> Principal | None:
-        """The principal of a token verified within the last minute: no cryptography, no database."""
+        """The principal of a token verified within the last second: no cryptography, no database."""
         found = self._remembered.get(_digest(bearer))
         if found is None or time.monotonic() >= found[1] or time.time() >= found[2]:
+            return None
+        if found[3] != self.database.rights_changes:
             return None
         return found[0]
 
@@ -84,11 +94,12 @@ class Authenticator:
         """Raises Unauthenticated with the reason."""
         principal = self.remembered(bearer)
         if principal is None:
+            changes = self.database.rights_changes
             principal, expiry = self._verify(bearer)
             with self._lock:
                 while len(self._remembered) >= MAX_REMEMBERED:
                     del self._remembered[next(iter(self._remembered))]
-                self._remembered[_digest(bearer)] = (principal, time.monotonic() + REMEMBER_SECONDS, expiry)
+                self._remembered[_digest(bearer)] = (principal, time.monotonic() + REMEMBER_SECONDS, expiry, changes)
         return principal
 
     def grant(self, form: Mapping[str, str]) -> dict[str, Any]:
@@ -170,7 +181,7 @@ class Authenticator:
             claims = self._bearer_claims(bearer)
             key = self._active_key(str(_unverified_header(bearer)["kid"]))
         account = key.account
-        return Principal(account.email, account.project, account.role), float(claims["exp"])
+        return Principal(account.email, account.project), float(claims["exp"])
 
     def _access(self, token: str) -> dict[str, Any]:
         try:

@@ -1,76 +1,96 @@
-"""Who may do what: roles are constants, `require` is the one question. A project is a wall: a foreign project and one
-that does not exist answer alike. Every control function a door calls asks this first.
+"""Who may do what: `require` is the one question, asked first by every control function that a door calls.
+
+A right is a binding of a role to a member on a resource, and holds for what lies under it: the service, a project, or
+one bucket, account, key, model or endpoint. A project is a wall: a foreign project and one that does not exist answer
+alike, after the same work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import time
 from functools import lru_cache
 
-from sarto.control import projects
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from sarto.control import audit, projects
 from sarto.control.auth import Principal
 from sarto.control.projects import Project
+from sarto.control.roles import SARTO_ADMIN, grants
 from sarto.errors import ERROR_INFO, PermissionDenied
 from sarto.names import check_project
 from sarto.storage.database import Database
+from sarto.storage.tables import binding
+
+SERVICE = "service"
+"""The resource above all projects; its bindings hold everywhere."""
+
+__all__ = ["SARTO_ADMIN", "SERVICE", "Principal", "allowed", "bind", "denied", "grants", "require", "visible_projects"]
 
 
-@dataclass(frozen=True)
-class Role:
-    permissions: tuple[str, ...]
-    every_project: bool = False
-
-
-SARTO_ADMIN = "roles/sarto.admin"
-ROLES: dict[str, Role] = {
-    SARTO_ADMIN: Role(("*",), every_project=True),
-    "roles/owner": Role(("*",)),
-    "roles/aiplatform.admin": Role(("aiplatform.*", "storage.objects.*", "storage.buckets.*", "cloudtranslate.*")),
-    "roles/aiplatform.user": Role(("aiplatform.*", "storage.objects.*", "storage.buckets.get", "cloudtranslate.*")),
-    "roles/aiplatform.viewer": Role(("aiplatform.*.get", "aiplatform.*.list")),
-}
-
-
-@lru_cache(maxsize=4096)
-def grants(role: str, permission: str) -> bool:
-    """Whether a role holds a permission within its project."""
-    return role in ROLES and any(fnmatchcase(permission, pattern) for pattern in ROLES[role].permissions)
-
-
-def require(database: Database, principal: Principal, permission: str, project: str) -> Project:
-    """The project, by id or number, in which the principal holds the permission. Raises PermissionDenied."""
+def require(database: Database, principal: Principal, permission: str, project: str, on: str = "") -> Project:
+    """The project, by id or number, in which the principal holds the permission; `on` is the resource under it that is
+    asked for (`buckets/B`, `serviceAccounts/E`, `locations/L/models/M`). Raises PermissionDenied."""
     found = projects.find(database, check_project(project))
-    if found is None or not _allowed(principal, permission, found):
-        raise denied(permission, f"projects/{project}")
+    name = f"projects/{project}" + (f"/{on}" if on else "")
+    is_allowed = found is not None and allowed(database, principal, permission, found.number, on)
+    audit.note(principal, permission, name, found.number if found else "", is_allowed)
+    if found is None or not is_allowed:
+        raise denied(permission, name)
     return found
 
 
-def require_everywhere(principal: Principal, permission: str) -> None:
+def require_everywhere(database: Database, principal: Principal, permission: str) -> None:
     """For what belongs to no project, such as making one. Raises PermissionDenied."""
-    if not (grants(principal.role, permission) and ROLES[principal.role].every_project):
+    is_allowed = any(r == SERVICE and grants(role, permission) for r, role in _held(database, principal.member))
+    audit.note(principal, permission, "the service", "", is_allowed)
+    if not is_allowed:
         raise denied(permission, "the service")
+
+
+def allowed(database: Database, principal: Principal, permission: str, project: str, on: str = "") -> bool:
+    """Whether the principal holds the permission in the project with this number, or on the resource under it."""
+    above = (SERVICE, f"projects/{project}", f"projects/{project}/{on}")
+    return any(r in above and grants(role, permission) for r, role in _held(database, principal.member))
 
 
 def visible_projects(database: Database, principal: Principal) -> list[Project]:
     """Every project the principal may see, oldest first."""
-    return [p for p in projects.all_projects(database) if _allowed(principal, "resourcemanager.projects.get", p)]
+    permission = "resourcemanager.projects.get"
+    return [p for p in projects.all_projects(database) if allowed(database, principal, permission, p.number)]
+
+
+def bind(connection: Connection, resource: str, role: str, member: str) -> None:
+    """Give a right; no change when it is there."""
+    same = (binding.c.resource == resource) & (binding.c.role == role) & (binding.c.member == member)
+    if connection.execute(sa.select(binding.c.role).where(same)).first() is None:
+        connection.execute(binding.insert().values(resource=resource, role=role, member=member))
 
 
 def denied(permission: str, resource: str) -> PermissionDenied:
+    service = permission.partition(".")[0]
     detail = {
         "@type": ERROR_INFO,
         "reason": "IAM_PERMISSION_DENIED",
-        "domain": "aiplatform.googleapis.com",
+        "domain": f"{service}.googleapis.com",
         "metadata": {"permission": permission, "resource": resource},
     }
     return PermissionDenied(
-        f"Permission '{permission}' denied on resource '//aiplatform.googleapis.com/{resource}' (or it may not exist).",
+        f"Permission '{permission}' denied on resource '//{service}.googleapis.com/{resource}' (or it may not exist).",
         [detail],
     )
 
 
-def _allowed(principal: Principal, permission: str, project: Project) -> bool:
-    if not grants(principal.role, permission):
-        return False
-    return principal.project == project.number or ROLES[principal.role].every_project
+def _held(database: Database, member: str) -> frozenset[tuple[str, str]]:
+    """(resource, role) of every binding of a member, at most a second old; a change made here counts at once."""
+    return _read(database, member, int(time.monotonic()), database.rights_changes)
+
+
+@lru_cache(maxsize=4096)
+def _read(database: Database, member: str, _second: int, _changes: int) -> frozenset[tuple[str, str]]:
+    with database.reading() as connection:
+        rows = connection.execute(_BINDINGS, {"member": member}).all()
+    return frozenset((row.resource, row.role) for row in rows)
+
+
+_BINDINGS = sa.select(binding.c.resource, binding.c.role).where(binding.c.member == sa.bindparam("member"))

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy.engine import Connection
 
 from sarto.control import projects
+from sarto.control.roles import SARTO_ADMIN
 from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from sarto.storage import tables
 from sarto.storage.database import Database
@@ -33,7 +34,6 @@ class ServiceAccount:
     project: str
     """Project number."""
     unique_id: str
-    role: str
     disabled: bool
 
 
@@ -48,7 +48,8 @@ class AccountKey:
 
 
 def create(connection: Connection, project: projects.Project, account_id: str, role: str, now: float) -> ServiceAccount:
-    """A new account `account_id@PROJECT.iam.gserviceaccount.com`. Raises InvalidArgument and AlreadyExists."""
+    """A new account `account_id@PROJECT.iam.gserviceaccount.com`, with `role` in its project unless that is empty;
+    the administrator's role holds for the service. Raises InvalidArgument and AlreadyExists."""
     if not ACCOUNT_ID.fullmatch(account_id):
         raise InvalidArgument.field("account_id", f'"{account_id}": 6 to 30 lower case letters, digits and hyphens')
     email = f"{account_id}@{project.id}.iam.gserviceaccount.com"
@@ -57,8 +58,12 @@ def create(connection: Connection, project: projects.Project, account_id: str, r
         raise AlreadyExists(f"Service account {email} already exists.")
     unique_id = str(10**20 + secrets.randbelow(9 * 10**20))
     values = {"email": email, "project": project.number, "unique_id": unique_id, "display_name": account_id}
-    connection.execute(table.insert().values(**values, role=role, disabled=False, create_time=now))
-    return ServiceAccount(email, project.number, unique_id, role, False)
+    connection.execute(table.insert().values(**values, disabled=False, create_time=now))
+    if role:
+        resource = "service" if role == SARTO_ADMIN else f"projects/{project.number}"
+        given = {"resource": resource, "role": role, "member": f"serviceAccount:{email}"}
+        connection.execute(tables.binding.insert().values(**given))
+    return ServiceAccount(email, project.number, unique_id, False)
 
 
 def create_key(connection: Connection, account: ServiceAccount, project_id: str, now: float) -> dict[str, Any]:
@@ -90,7 +95,14 @@ def create_key(connection: Connection, account: ServiceAccount, project_id: str,
 def find_key(database: Database, key_id: str) -> AccountKey | None:
     accounts, keys = tables.service_account, tables.service_account_key
     query = (
-        sa.select(keys.c.id, keys.c.public_key, keys.c.expire_time, keys.c.disabled.label("key_disabled"), accounts)
+        sa.select(
+            keys.c.id,
+            keys.c.public_key,
+            keys.c.expire_time,
+            keys.c.valid_after,
+            keys.c.disabled.label("key_disabled"),
+            accounts,
+        )
         .join_from(keys, accounts, keys.c.email == accounts.c.email)
         .where(keys.c.id == key_id)
     )
@@ -98,9 +110,11 @@ def find_key(database: Database, key_id: str) -> AccountKey | None:
         row = connection.execute(query).first()
         if row is None:
             return None
-        expired = row.expire_time is not None and database.now(connection) >= row.expire_time
-    account = ServiceAccount(row.email, row.project, row.unique_id, row.role, row.disabled)
-    return AccountKey(row.id, row.public_key, account, not (row.key_disabled or row.disabled or expired))
+        now = database.now(connection)
+        expired = row.expire_time is not None and now >= row.expire_time
+        early = row.valid_after is not None and now < row.valid_after
+    account = ServiceAccount(row.email, row.project, row.unique_id, row.disabled)
+    return AccountKey(row.id, row.public_key, account, not (row.key_disabled or row.disabled or expired or early))
 
 
 def key_file(key: dict[str, Any], address: str) -> dict[str, Any]:
@@ -137,7 +151,7 @@ def open_home(database: Database, home: Path, project_id: str, address: str) -> 
     with database.transaction() as connection:
         now = database.now(connection)
         project = projects.find(database, project_id) or projects.insert(connection, project_id, now)
-        account = _administrator(connection) or create(connection, project, ADMIN, "roles/sarto.admin", now)
+        account = _administrator(connection) or create(connection, project, ADMIN, SARTO_ADMIN, now)
         if known is None or not _has_key(connection, known["private_key_id"]):
             known = create_key(connection, account, project.id, now)
     wanted = (json.dumps(key_file(known, address), indent=2) + "\n").encode()
@@ -155,7 +169,7 @@ def _administrator(connection: Connection) -> ServiceAccount | None:
     table = tables.service_account
     query = sa.select(table).where(table.c.display_name == ADMIN).order_by(table.c.create_time).limit(1)
     row = connection.execute(query).first()
-    return ServiceAccount(row.email, row.project, row.unique_id, row.role, row.disabled) if row else None
+    return ServiceAccount(row.email, row.project, row.unique_id, row.disabled) if row else None
 
 
 def _has_key(connection: Connection, key_id: str) -> bool:

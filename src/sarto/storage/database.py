@@ -7,7 +7,7 @@ own clock, never from a process's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self.engine: Engine = _sqlite(url) if self.is_sqlite else sa.create_engine(url, pool_size=8, pool_pre_ping=True)
+        self.rights_changes = 0
+        """Counts changes of rights, accounts and keys through this object; what remembers them compares it."""
+        self.before_commit: Callable[[Connection], None] | None = None
+        """Called at the end of every writing transaction, inside it."""
         self._writer = GroupWriter(self.engine) if self.is_sqlite else None
 
     @classmethod
@@ -40,12 +44,18 @@ class Database:
         if self._writer is not None:
             with self._writer.transaction() as connection:
                 yield connection
+                self._end(connection)
                 failpoints.reached("commit before")
         else:
             with self.engine.begin() as connection:
                 yield connection
+                self._end(connection)
                 failpoints.reached("commit before")
         failpoints.reached("commit after")
+
+    def _end(self, connection: Connection) -> None:
+        if self.before_commit is not None:
+            self.before_commit(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

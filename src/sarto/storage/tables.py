@@ -42,7 +42,6 @@ service_account = Table(
     Column("project", String(20), nullable=False, index=True),
     Column("unique_id", String(32), nullable=False, unique=True),
     Column("display_name", String(128), nullable=False),
-    Column("role", String(64), nullable=False),
     Column("disabled", Boolean, nullable=False),
     Column("create_time", Float, nullable=False),
 )
@@ -54,7 +53,24 @@ service_account_key = Table(
     Column("public_key", Text, nullable=False),
     Column("disabled", Boolean, nullable=False),
     Column("create_time", Float, nullable=False),
+    Column("valid_after", Float),
     Column("expire_time", Float),
+)
+binding = Table(
+    "binding",
+    metadata,
+    Column("resource", String(512), primary_key=True),
+    Column("role", String(64), primary_key=True),
+    Column("member", String(320), primary_key=True),
+    Index("binding_of", "member"),
+)
+audit_entry = Table(
+    "audit_entry",
+    metadata,
+    Column("sequence", Big, primary_key=True, autoincrement=True),
+    Column("position", Big, unique=True),
+    Column("entry", Text, nullable=False),
+    Column("hash", String(64)),
 )
 
 # Embedded buckets
