@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from sarto.control import service_accounts
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
 from sarto.control.context import Control, Limits
-from sarto.control.executors import LocalExecutor, clean_environment
+from sarto.control.executors import Executor, LocalExecutor, clean_environment
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
+from sarto.control.warm_executor import WarmExecutor
 from sarto.samples import install_samples
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
@@ -110,7 +111,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         stack.push_async_callback(generator.close)
         threads = HandlerThreads(HANDLER_THREADS)
         stack.callback(threads.close)
-        await _start_loops(stack, control, generator)
+        await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
         services = Services(
             database=database,
             buckets=buckets,
@@ -133,9 +134,17 @@ def _make_folders(home: Path) -> None:
             folder.chmod(0o700)
 
 
-async def _start_loops(stack: AsyncExitStack, control: Control, generator: Generator) -> None:
+def _executor(stack: AsyncExitStack, environment: Mapping[str, str], warm_seconds: float) -> Executor:
+    if not warm_seconds:
+        return LocalExecutor(environment)
+    warm = WarmExecutor(environment, warm_seconds)
+    stack.callback(warm.close)
+    return warm
+
+
+async def _start_loops(stack: AsyncExitStack, control: Control, generator: Generator, executor: Executor) -> None:
     """The supervisor in a thread of its own, batch predictions in this event loop; both end with the stack."""
-    supervisor = Supervisor(control, LocalExecutor(clean_environment(os.environ)))
+    supervisor = Supervisor(control, executor)
     supervisor.start()
     stack.push_async_callback(asyncio.to_thread, supervisor.stop)
 

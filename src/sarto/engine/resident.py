@@ -1,8 +1,9 @@
 """A process that runs are forked from: torch is imported and the base in memory, so a run's first step comes at once.
 
-`python -m sarto.engine.resident SOCKET` serves until its standard input ends; `python -m sarto.engine.warm SOCKET SPEC`
-asks it for a run. One thread and no OpenMP team here, so that forking is safe; for processors only, since a GPU cannot
-be shared by forking. Weights are shared between the runs of a base, page by page. Knows no jobs.
+`python -m sarto.engine.resident IDLE_SECONDS` serves its standard input, a socket, until it closes or nobody asked for
+a run for so long. A request is the path of a spec, with two descriptors: the run's connection, and its log. One thread
+and no OpenMP team here, so that forking is safe; bases are kept for processors only, since a GPU cannot be shared by
+forking. Weights are shared between the runs of a base, page by page. Knows no jobs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -22,49 +24,56 @@ from sarto.engine import run
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.families.load import load_base
 from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.tuning.memory import free_memory_bytes
 from sarto.schema.runs import BaseWeights, RunSpec
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 MACHINE_FAULT = 70
 REQUEST_BYTES = 1 << 16
+KEPT_SHARE = 0.25
+"""A base is kept only if its files take no more than this share of the free memory: each run has a copy of its own."""
 
 
 class Resident:
-    """Accepts connections; each is one run, whose standard input the connection becomes."""
+    """One request after another; the run's connection tells it to stop by closing, and gets its exit code."""
 
-    def __init__(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        path.chmod(0o600)
-        self._listener.listen()
+    def __init__(self, requests: socket.socket, idle_seconds: float) -> None:
+        self._requests, self._idle_seconds = requests, idle_seconds
         self._runs: dict[int, socket.socket] = {}
         self._loaded: tuple[BaseWeights, Decoder] | None = None
 
     def serve(self) -> None:
-        """Until standard input ends; then every run is told to stop, since its connection closes."""
+        """Then every run is killed by the kernel, or sees its connection close."""
         woken, waker = socket.socketpair()
         woken.setblocking(False)
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         signal.signal(signal.SIGCHLD, lambda *_: None)
         with selectors.DefaultSelector() as selector:
-            for source in (self._listener, woken, sys.stdin):
-                selector.register(source, selectors.EVENT_READ)
+            self._selector = selector
+            selector.register(woken, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_READ)
             while True:
-                ready = {key.fileobj for key, _ in selector.select()}
+                ready = {key.fileobj for key, _ in selector.select(None if self._runs else self._idle_seconds)}
+                if not ready and not self._runs:
+                    return
                 if woken in ready:
                     woken.recv(REQUEST_BYTES)
-                    self._reap()
-                if self._listener in ready:
-                    self._start(self._listener.accept()[0])
-                if sys.stdin in ready and not os.read(sys.stdin.fileno(), REQUEST_BYTES):
+                for pid, connection in self._runs.items():
+                    if connection in ready:  # only its end can be read: whoever asked for the run wants it no more
+                        _kill(pid)
+                self._reap()
+                if self._requests in ready and not self._start():
                     return
 
-    def _start(self, connection: socket.socket) -> None:
-        request, streams, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 2)
+    def _start(self) -> bool:
+        """False when there is nobody to ask any more."""
+        request, descriptors, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, 2)
+        if not request:
+            return False
         path = request.decode().strip()
+        connection, log = socket.socket(fileno=descriptors[0]), descriptors[1]
         try:
             self._preload(RunSpec.model_validate_json(Path(path).read_bytes()))
         except Exception:
@@ -72,35 +81,44 @@ class Resident:
             logger.warning("base not preloaded", exc_info=True)
         pid = os.fork()
         if pid == 0:
-            self._become_run(connection, streams, path)
-        for stream in streams:
-            os.close(stream)
+            self._become_run(connection, log, path)
+        os.close(log)
         self._runs[pid] = connection
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._requests.sendall(b".")
+        return True
 
     def _preload(self, spec: RunSpec) -> None:
         """Keep the base of the latest run, at the precision this processor works in."""
-        if spec.device.startswith("cuda") or (self._loaded and self._loaded[0] == spec.base):
+        if torch.cuda.device_count() or (self._loaded and self._loaded[0] == spec.base):
             return
         self._loaded = None
         device = torch.device("cpu")
+        size = sum(file.stat().st_size for file in Path(spec.base.folder).glob("*.safetensors"))
+        if size > KEPT_SHARE * free_memory_bytes(device):
+            return
         decoder = load_base(spec.base, native_dtype(device), device)
         decoder.ops = choose_operations(device)
         self._loaded = (spec.base, decoder)
 
-    def _become_run(self, connection: socket.socket, streams: list[int], path: str) -> None:
+    def _become_run(self, connection: socket.socket, log: int, path: str) -> None:
         """In the child, never to return."""
         code = MACHINE_FAULT
         try:
+            os.setsid()
             if sys.platform.startswith("linux"):
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._listener.close()
-            for source, target in zip((connection.fileno(), *streams), range(3), strict=False):
-                os.dup2(source, target)
+            self._requests.close()
             for other in self._runs.values():
                 other.close()
+            for source, target in ((connection.fileno(), 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            os.chdir(Path(path).parent)
             code = run.main([path], self._loaded)
+        except Exception:
+            traceback.print_exc()  # as the interpreter would, if this process were left to it
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -111,7 +129,9 @@ class Resident:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
+            _kill(pid)  # what it started and left behind
             connection = self._runs.pop(pid)
+            self._selector.unregister(connection)
             try:
                 connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
             except OSError:
@@ -119,10 +139,20 @@ class Resident:
             connection.close()
 
 
+def _kill(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     torch.set_num_threads(1)
-    Resident(Path(arguments[0])).serve()
+    requests = socket.socket(fileno=os.dup(0))
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    Resident(requests, float(arguments[0])).serve()
     return 0
 
 
