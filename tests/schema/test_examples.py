@@ -235,7 +235,30 @@ def test_a_response_must_answer_a_call() -> None:
     assert fault.wanted == "a response of f"
 
 
+def test_a_call_in_the_middle_must_be_answered() -> None:
+    call = {"functionCall": {"name": "f", "args": {}}}
+    asked = {"role": "model", "parts": [call]}
+    fault = fault_of({"contents": [text("user", "a"), asked, text("user", "b"), text("model", "c")]})
+    assert fault.path == "contents[2]" and "function call is due" in fault.seen
+    twice, once = {"role": "model", "parts": [call, call]}, {"functionResponse": {"name": "f", "response": {}}}
+    answered = {"role": "user", "parts": [once]}
+    fault = fault_of({"contents": [text("user", "a"), twice, answered, text("model", "c")]})
+    assert (fault.path, fault.seen) == ("contents[2]", "1 responses to 2 calls")
+    assert read({"contents": [text("user", "a"), asked]}).turns[1].calls, "the last call is what is learned"
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"), [(b"\x1f\x8b\x08\x00", "gzip"), (b"PK\x03\x04\x00", "zip"), (b"PAR1\xff\x00", "Parquet")]
+)
+def test_a_file_that_is_no_text_is_called_by_its_kind_in_its_first_line(raw: bytes, kind: str) -> None:
+    with pytest.raises(RowFault, match=f"saw an? {kind} file, want a text file of JSON lines"):
+        parse_line(raw, 1)
+
+
 NASTY: list[tuple[bytes, str]] = [
+    ('{"prompt": "caf\u00e9", "completion": "b"}'.encode("latin-1"), "the byte 0xE9 at byte 16"),
+    (b"{'prompt': 'a', 'completion': 'b'}", "double quotes"),
+    (b'{"prompt": "a", "completion": "b"} {"prompt": "c"}', "on one line of its own"),
     (b"", "empty line"),
     (b"   ", "empty line"),
     (b"{", "on one line of its own"),

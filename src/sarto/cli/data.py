@@ -119,16 +119,20 @@ def fault_text(fault: Mapping[str, Any]) -> str:
 
 def print_proof(proof: Mapping[str, Any]) -> None:
     out = output.console()
+    out.print(Text(proof["raw"], style=GIVEN))
     if "fault" in proof:
         out.print(Text(fault_text(proof["fault"])))
         raise FailedPrecondition("This row cannot be used.")
     for row in proof["training"]:
         out.print(masked(row["tokens"]))
         out.print(f"{row['tokenCount']} tokens, {row['learnedCount']} of them learned", style="bold")
-    if proof["isSame"]:
-        out.print("Serving sends the same tokens in front of each reply.", style="green")
-    else:
-        out.print("Serving would send other tokens in front of a reply.", style="bold red")
+    for number, prompt in enumerate(proof["serving"], 1):
+        if prompt["isSame"]:
+            sent = f"Serving sends the same {len(prompt['tokens'])} tokens in front of reply {number}."
+            out.print(sent, style="green")
+        else:
+            out.print(f"Serving would send other tokens in front of reply {number}:", style="bold red")
+            out.print(Text(prompt["text"]))
 
 
 def masked(tokens: list[dict[str, Any]]) -> Text:

@@ -8,6 +8,7 @@ rows pass in seconds.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,16 @@ __all__ = [
 
 DataFormat = Literal["auto", "translation"]
 BOM = b"\xef\xbb\xbf"
+OTHER_FILES = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"BZh": "a bzip2 file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"%PDF": "a PDF document",
+}
+"""By how the first line begins."""
 PAIRS = (("input_text", "output_text"), ("prompt", "completion"))
 KNOWN_FORMATS = '"contents", "messages", "input_text" with "output_text", or "prompt" with "completion"'
 
@@ -109,7 +120,7 @@ def read_row(raw: bytes, line: int) -> dict[str, Any]:
     try:
         row = orjson.loads(raw)
     except ValueError as error:
-        raise _json_fault(raw, error) from None
+        raise _json_fault(raw, error, line) from None
     if type(row) is not dict:
         raise RowFault("", describe(row), "a JSON object", "write one object per line")
     try:
@@ -127,25 +138,43 @@ def translation_prompt(source_language: str, text: str, target_language: str) ->
     return f"{source_language}: {text} {target_language}:"
 
 
-def _json_fault(raw: bytes, error: ValueError) -> RowFault:
+def _json_fault(raw: bytes, error: ValueError, line: int) -> RowFault:
+    kind = next((name for start, name in OTHER_FILES.items() if line == 1 and raw.startswith(start)), None)
+    if kind is not None:
+        return RowFault("", kind, "a text file of JSON lines", "unpack or convert the file first")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return RowFault("", "UTF-16 text", "UTF-8 text", "save the file as UTF-8")
     if b"\x00" in raw:
         return RowFault("", "a NUL byte", "UTF-8 text", "remove the byte, or save the file as UTF-8")
     if raw.startswith(BOM):
         return RowFault("", "a byte order mark inside the file", "none", "remove it; joined files often carry one")
+    if not raw.strip():
+        return RowFault("", "an empty line", "a JSON object", "remove the line")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        near = describe(raw[max(0, wrong.start - 20) : wrong.start + 20].decode("utf-8", "replace"))
+        seen = f"the byte 0x{raw[wrong.start]:02X} at byte {wrong.start + 1}, near {near}"
+        return RowFault("", seen, "UTF-8 text", "save the file as UTF-8; it looks like another encoding")
     reason = str(error).split(": line ")[0]
     position = getattr(error, "pos", 0)
     seen = raw.decode("utf-8", "replace")[max(0, position - 20) : position + 20].strip()
-    if not raw.strip():
-        return RowFault("", "an empty line", "a JSON object", "remove the line")
-    wanted = "one JSON object per line, in UTF-8"
     fix = f"{reason} at character {position + 1}"
-    if raw.strip() in (b"[", b"]", b"{", b"}") or raw.strip().endswith((b",", b"[", b"{")):
-        fix += "; write each example on one line of its own, not a pretty-printed file"
-    elif any(word in raw for word in (b"NaN", b"Infinity")):
-        fix += "; NaN and Infinity are not JSON"
-    return RowFault("", f"broken JSON near {describe(seen)}", wanted, fix)
+    return RowFault("", f"broken JSON near {describe(seen)}", "one JSON object per line, in UTF-8", fix + _hint(raw))
+
+
+def _hint(raw: bytes) -> str:
+    """What most often makes such a line."""
+    text = raw.strip()
+    if text in (b"[", b"]", b"{", b"}") or text.endswith((b",", b"[", b"{")):
+        return "; write each example on one line of its own, not a pretty-printed file"
+    if re.search(rb"\}\s*\{\s*\"", text):
+        return "; write each example on one line of its own"
+    if text.startswith((b"{'", b"[{'")):
+        return "; JSON has double quotes, not single ones"
+    if any(word in text for word in (b"NaN", b"Infinity")):
+        return "; NaN and Infinity are not JSON"
+    return ""
 
 
 def _has_nul(value: object) -> bool:

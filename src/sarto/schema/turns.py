@@ -105,7 +105,10 @@ def check_turns(turns: list[Turn], paths: list[str], *, alternating: bool = True
                 raise RowFault(path, "a system turn after others", "the system turn first", "move it to the front")
             continue
         if role == "tool":
-            _check_responses(turn, turns[index - 1] if index else None, path)
+            _check_responses(turn, turns[index - 1] if index else None, path, is_complete=alternating)
+        elif role == "user" and alternating and index and turns[index - 1].calls:
+            seen = "a user turn where the answer to a function call is due"
+            raise RowFault(path, seen, "the function's response", "add the response, or remove the call")
         elif role == previous and alternating:
             raise RowFault(path, f"a second {role} turn in a row", "user and model taking turns", "join the two turns")
         elif role == "model" and not previous and alternating:
@@ -115,7 +118,7 @@ def check_turns(turns: list[Turn], paths: list[str], *, alternating: bool = True
         raise RowFault(paths[0] if paths else "", "no user turn", "at least one user turn", "add the prompt")
 
 
-def _check_responses(turn: Turn, before: Turn | None, path: str) -> None:
+def _check_responses(turn: Turn, before: Turn | None, path: str, *, is_complete: bool) -> None:
     if before is None or not before.calls:
         wanted = "a model turn with the call before it"
         raise RowFault(path, "a function response without a call", wanted, "add the call")
@@ -124,6 +127,9 @@ def _check_responses(turn: Turn, before: Turn | None, path: str) -> None:
         if response.name not in names:
             seen = f"a response of {describe(response.name)}"
             raise RowFault(path, seen, f"a response of {' or '.join(sorted(names))}", "answer the call that was made")
+    if is_complete and len(turn.responses) != len(before.calls):
+        seen = f"{len(turn.responses)} responses to {len(before.calls)} calls"
+        raise RowFault(path, seen, "one response for each call", "answer every call once, in one turn")
 
 
 def check_json(value: object, path: str, depth: int = 0) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sarto.engine.data.plans import make_plan
 from sarto.engine.data.render import (
     conversation_from_contents,
+    is_served,
     pack_row,
     render,
     render_fully,
@@ -24,7 +25,7 @@ from sarto.engine.data.template import ChatTemplate
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.data.tools import split_calls
 from sarto.errors import InvalidArgument
-from sarto.schema.examples import Example, RowFault, Turn, parse_line
+from sarto.schema.examples import Call, Example, Response, RowFault, Turn, parse_line
 from sarto.schema.generation import Content, Tool
 from tests.engine.data.conversations import CASES, FAMILIES, FAMILY_NAMES
 
@@ -74,6 +75,72 @@ def test_every_family_is_planned_for_plain_conversations(family: str) -> None:
     tokenizer = LOADED[family]
     for roles in (("user", "model"), ("system", "user", "model"), ("user", "model", "user", "model")):
         assert make_plan(tokenizer.template, roles, tokenizer.special_pattern) is not None
+
+
+SHAPES_OF_TEXT = [(*first, *("user", "model") * exchanges) for first in ((), ("system",)) for exchanges in range(1, 6)]
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_for_all_texts_of_a_shape_serving_sends_what_training_has_in_front_of_a_reply(family: str) -> None:
+    tokenizer = LOADED[family]
+    for roles in SHAPES_OF_TEXT:
+        plan = make_plan(tokenizer.template, roles, tokenizer.special_pattern)
+        assert plan is not None and is_served(plan, roles, tokenizer)
+
+
+def test_a_plan_of_another_template_is_not_what_serving_sends() -> None:
+    roles = ("system", "user", "model")
+    plan = make_plan(LOADED["qwen2"].template, roles, LOADED["qwen2"].special_pattern)
+    assert plan is not None
+    trimmed = changed("{% for message in messages %}" + TURN % "message['content'] | trim" + "{% endfor %}" + CLOSING)
+    assert not is_served(plan, roles, trimmed)
+
+
+NAMES = st.sampled_from(["get_weather", "f"])
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), TEXT),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=4,
+)
+OBJECTS = st.dictionaries(TEXT, VALUES, max_size=2)
+
+
+@st.composite
+def conversations(draw: st.DrawFn, with_tools: bool, with_thoughts: bool) -> Example:
+    """Turns with calls, responses and thoughts, as rows that were read have them."""
+    turns = [Turn("system", draw(TEXT))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        turns.append(Turn("user", draw(TEXT)))
+        if with_tools and draw(st.booleans()):
+            call = Call(draw(NAMES), draw(OBJECTS))
+            turns.append(Turn("model", draw(st.one_of(st.just(""), TEXT)), (call,)))
+            turns.append(Turn("tool", responses=(Response(call.name, draw(OBJECTS)),)))
+        turns.append(Turn("model", draw(TEXT), thought=draw(TEXT) if with_thoughts and draw(st.booleans()) else ""))
+    declared = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    return Example(tuple(turns), (declared,) if with_tools else ())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_calls_responses_and_thoughts_are_served_as_they_are_trained(family: str, data: st.DataObject) -> None:
+    tokenizer = LOADED[family]
+    thoughts = tokenizer.template.takes_thought
+    example = data.draw(st.sampled_from([True, False]).flatmap(lambda tools: conversations(tools, thoughts)))
+    try:
+        rows = render(example, tokenizer)
+    except RowFault as fault:
+        assert fault.fix
+        return
+    starts = [
+        (row.tokens, index)
+        for row in rows
+        for index in range(len(row.tokens))
+        if row.loss_mask[index] and not row.loss_mask[index - 1]
+    ]
+    for (conversation, turn), (tokens, start) in zip(replies(example), starts, strict=True):
+        assert render_prompt(conversation, tokenizer, thinking=tokenizer.template.thinks(turn)) == tokens[:start]
+    assert all(row.loss_mask[-1] and row.tokens[-1] in tokenizer.end_of_turn_ids for row in rows)
 
 
 def changed(template: str) -> ChatTokenizer:

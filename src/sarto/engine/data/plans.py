@@ -9,10 +9,11 @@ same pieces as the full rendering on texts chosen to tell them apart.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sarto.engine.data.layout import MARK, Piece, training_pieces
+from sarto.engine.data.layout import MARK, Piece, prompt_pieces, training_pieces
 from sarto.engine.data.template import ChatTemplate
 from sarto.schema.turns import Role, RowFault, Turn
 
@@ -190,10 +191,23 @@ def make_plan(template: ChatTemplate, roles: tuple[Role, ...], special: re.Patte
     """The plan of a shape, or None when its conversations have to be rendered in full."""
     if len(roles) > LONGEST_SHAPE or "tool" in roles or not template.is_traceable:
         return None
+    plan = _traced(roles, lambda turns: training_pieces(template, turns, (), special))
+    if plan is not None and all(_agrees(plan, template, roles, special, probe) for probe in range(len(_PROBES))):
+        return plan
+    return None
+
+
+def make_prompt_plan(template: ChatTemplate, roles: tuple[Role, ...], special: re.Pattern[str]) -> Plan | None:
+    """The same for what serving sends to continue conversations of a shape: a plan of one row."""
+    return _traced(roles, lambda turns: [prompt_pieces(template, turns, (), special, thinking=False)])
+
+
+def _traced(roles: tuple[Role, ...], render: Callable[[tuple[Turn, ...]], list[list[Piece]]]) -> Plan | None:
+    """What a rendering does with texts of these roles; None where it does more than print, trim and ask."""
     watch = _Watch()
     turns = tuple(Turn(role, _Slot.make(number, f"text {number}", watch)) for number, role in enumerate(roles))
     try:
-        rows = training_pieces(template, turns, (), special)
+        rows = render(turns)
     except RowFault:
         return None
     if not watch.is_opaque:
@@ -202,9 +216,7 @@ def make_plan(template: ChatTemplate, roles: tuple[Role, ...], special: re.Patte
         tuple(tuple((_step(piece.text, watch.trims), piece.learned) for piece in row) for row in rows),
         tuple(set(watch.questions)),
     )
-    if _covers(plan, roles) and all(_agrees(plan, template, roles, special, probe) for probe in range(len(_PROBES))):
-        return plan
-    return None
+    return plan if _covers(plan, roles) else None
 
 
 def _step(text: str, trims: list[Trim]) -> Step:

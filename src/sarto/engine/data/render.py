@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sarto.engine.data.layout import Piece, prompt_pieces, training_pieces, unmark
-from sarto.engine.data.plans import Plan, Slot, Step, fill_step, make_plan
+from sarto.engine.data.plans import Plan, Slot, Step, fill_step, make_plan, make_prompt_plan
 from sarto.engine.data.tokenizer import ChatTokenizer, pack, to_list, unpack
 from sarto.errors import InvalidArgument
 from sarto.schema.examples import Example, Role, RowFault, Turn, read_conversation
@@ -62,18 +62,26 @@ def render_packed(example: Example, tokenizer: ChatTokenizer) -> list[Packed]:
 
 def render_open(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
     """`render` with texts still to be encoded, for whoever encodes many at once. Raises RowFault."""
+    planned = render_planned(example, tokenizer)
+    return render_fully(example, tokenizer) if planned is None else planned
+
+
+def render_planned(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow] | None:
+    """`render_open` by a plan for the shape of the conversation, None where there is none. In front of each reply a
+    planned row has what serving sends, whatever the texts: the plan was compared with serving's when it was made."""
+    if example.tools:
+        return None
     turns = example.turns
-    if not example.tools:
-        roles = tuple([turn.role for turn in turns])
-        try:
-            plan: _Compiled | None = tokenizer.plans[roles]
-        except KeyError:
-            plan = tokenizer.plans[roles] = _compiled(roles, tokenizer)
-        if plan is not None and not any([turn.calls or turn.thought for turn in turns]):  # noqa: C419 (faster)
-            texts = [turn.text for turn in turns]
-            if plan.fits(texts):
-                return plan.fill(texts)
-    return render_fully(example, tokenizer)
+    roles = tuple([turn.role for turn in turns])
+    try:
+        plan: _Compiled | None = tokenizer.plans[roles]
+    except KeyError:
+        plan = tokenizer.plans[roles] = _compiled(roles, tokenizer)
+    if plan is not None and not any([turn.calls or turn.thought for turn in turns]):  # noqa: C419 (faster)
+        texts = [turn.text for turn in turns]
+        if plan.fits(texts):
+            return plan.fill(texts)
+    return None
 
 
 def render_fully(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
@@ -176,7 +184,38 @@ def _compiled(roles: tuple[Role, ...], tokenizer: ChatTokenizer) -> _Compiled | 
     plan = make_plan(tokenizer.template, roles, tokenizer.special_pattern)
     if plan is None:
         return None
-    return _Compiled(plan, [[(_compile_step(step, tokenizer), learned) for step, learned in row] for row in plan.rows])
+    rows = [[(_compile_step(step, tokenizer), learned) for step, learned in row] for row in plan.rows]
+    return _Compiled(plan, rows) if is_served(plan, roles, tokenizer) else None
+
+
+def is_served(plan: Plan, roles: tuple[Role, ...], tokenizer: ChatTokenizer) -> bool:
+    """Whether, for all texts that fit the plan, the tokens in front of each reply are those that serving sends: the
+    same literals, the same texts in the same places, cut in the same way, and no question that the plan did not ask."""
+    fronts = [
+        _joined([_compile_step(step, tokenizer) for step, _ in row[:at]])
+        for row in plan.rows
+        for at, (_, learned) in enumerate(row)
+        if learned
+    ]
+    replies_at = [index for index, role in enumerate(roles) if role == "model"]
+    for index, front in zip(replies_at, fronts, strict=True):
+        prompt = make_prompt_plan(tokenizer.template, roles[:index], tokenizer.special_pattern)
+        if prompt is None or not set(prompt.questions) <= set(plan.questions):
+            return False
+        if _joined([_compile_step(step, tokenizer) for step, _ in prompt.rows[0]]) != front:
+            return False
+    return True
+
+
+def _joined(pieces: list[list[bytes | Step]]) -> list[bytes | Step]:
+    """Pieces one behind the other, tokens that follow tokens as one stretch."""
+    joined: list[bytes | Step] = []
+    for part in (part for piece in pieces for part in piece):
+        if isinstance(part, bytes) and joined and isinstance(joined[-1], bytes):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _compile_step(step: Step, tokenizer: ChatTokenizer) -> list[bytes | Step]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sarto.engine.data.gather import Gathered, gather
 from sarto.engine.data.observe import find_secrets, guess_language, script_of
-from sarto.engine.data.render import OpenRow, render_open, render_prompt, replies
+from sarto.engine.data.render import OpenRow, render_fully, render_planned, render_prompt, replies
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.schema.examples import DataFormat, Example, Role, RowFault, parse_line
 
@@ -23,7 +23,8 @@ LABEL_CHARACTERS = 40
 LABELS = 200
 """A dataset with more different short answers than this has no labels worth counting."""
 PROVED_ROWS = 8
-"""Rows of a block whose prompts are rendered and encoded a second time the way serving does it, and compared."""
+"""Rows of a block whose prompts are rendered and encoded a second time the way serving does it, and compared, although
+they were rendered by a plan that is known to give serving's prompts. Every row rendered without a plan is."""
 SHOWN_SECRETS = 1000
 LANGUAGE_ROWS, LANGUAGE_EVERY = 1000, 16
 """The language is guessed of so many first rows, and of each sixteenth after them."""
@@ -109,6 +110,7 @@ class _Row:
 
     example: Example
     open_rows: list[OpenRow]
+    is_planned: bool
 
 
 def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, options: Options) -> BlockResult:
@@ -124,7 +126,8 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
         try:
             example = parse_line(raw, line, data_format=options.data_format)
             _check_characters(example, tokenizer, options.max_tokens, too_long)
-            rows.append(_Row(example, render_open(example, tokenizer)))
+            planned = render_planned(example, tokenizer)
+            rows.append(_Row(example, planned or render_fully(example, tokenizer), planned is not None))
         except RowFault as fault:
             facts.faults.append(_listed(fault, line))
     gathered, used = _gather(rows, tokenizer, options, too_long, facts)
@@ -145,28 +148,30 @@ def _gather(
     rows: list[_Row], tokenizer: ChatTokenizer, options: Options, too_long: list[int], facts: Facts
 ) -> tuple[Gathered, list[_Row]]:
     """Tokens of the rows that can be used; a row that proves too long or unlike serving becomes a fault."""
-    while True:
-        gathered = gather([each for row in rows for each in row.open_rows], tokenizer.words)
-        firsts = np.cumsum([0, *(len(row.open_rows) for row in rows)])
-        ends = offsets(gathered.lengths)
-        bad: set[int] = set()
-        for number in np.unique(
-            np.searchsorted(firsts, np.flatnonzero(gathered.lengths > options.max_tokens), "right") - 1
-        ):
-            longest = int(gathered.lengths[firsts[number] : firsts[number + 1]].max())
-            too_long.append(longest)
-            fault = RowFault("", f"{longest:,} tokens", f"at most {options.max_tokens:,} tokens", TOO_LONG)
-            facts.faults.append(_listed(fault, rows[number].example.line))
-            bad.add(int(number))
-        for number, row in enumerate(rows[:PROVED_ROWS]):
-            first, last = firsts[number], firsts[number + 1]
-            tokens = [gathered.tokens[ends[entry] : ends[entry + 1]] for entry in range(first, last)]
-            if number not in bad and not _is_proved(row.example, tokens, gathered, int(first), tokenizer):
-                facts.faults.append(_listed(RowFault("", *UNLIKE_SERVING), row.example.line))
-                bad.add(number)
-        if not bad:
-            return gathered, rows
-        rows = [row for number, row in enumerate(rows) if number not in bad]
+    gathered = gather([each for row in rows for each in row.open_rows], tokenizer.words)
+    firsts = np.cumsum([0, *(len(row.open_rows) for row in rows)])
+    ends = offsets(gathered.lengths)
+    bad: set[int] = set()
+    for number in np.unique(
+        np.searchsorted(firsts, np.flatnonzero(gathered.lengths > options.max_tokens), "right") - 1
+    ).tolist():
+        longest = int(gathered.lengths[firsts[number] : firsts[number + 1]].max())
+        too_long.append(longest)
+        fault = RowFault("", f"{longest:,} tokens", f"at most {options.max_tokens:,} tokens", TOO_LONG)
+        facts.faults.append(_listed(fault, rows[number].example.line))
+        bad.add(number)
+    for number, row in enumerate(rows):
+        if number in bad or (row.is_planned and number >= PROVED_ROWS):
+            continue
+        first, last = int(firsts[number]), int(firsts[number + 1])
+        tokens = [gathered.tokens[ends[entry] : ends[entry + 1]] for entry in range(first, last)]
+        if not _is_proved(row.example, tokens, gathered, first, tokenizer):
+            facts.faults.append(_listed(RowFault("", *UNLIKE_SERVING), row.example.line))
+            bad.add(number)
+    if not bad:
+        return gathered, rows
+    rows = [row for number, row in enumerate(rows) if number not in bad]
+    return gather([each for row in rows for each in row.open_rows], tokenizer.words), rows
 
 
 def _is_proved(example: Example, tokens: list[Array], gathered: Gathered, first: int, tokenizer: ChatTokenizer) -> bool:
