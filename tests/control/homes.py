@@ -42,6 +42,7 @@ LIMITS = Limits(lease_seconds=2.0, retry_seconds=0.1)
 
 def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
     """A control over a home that may exist already."""
+    home.mkdir(exist_ok=True)
     database = Database.in_home(home, url)
     upgrade(database)
     return Control(database, Buckets(database, home), Catalog.load(models_folder=home / "models"), home, limits)

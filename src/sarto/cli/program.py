@@ -11,8 +11,10 @@ import typer
 import sarto
 from sarto import settings
 from sarto.cli import auth, data, jobs, models, output, projects
+from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
+from sarto.cli.doctor import doctor
 from sarto.cli.serve import serve
 from sarto.errors import SartoError
 
@@ -61,6 +63,9 @@ def version() -> None:
 app.command()(serve)
 app.command()(jobs.tune)
 app.command()(chat)
+app.command()(doctor)
+app.command()(backup)
+app.command()(restore)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")

@@ -102,10 +102,10 @@ def write_whole(path: Path, data: bytes) -> None:
 def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> DatasetRef:
     """The dataset as a file of our own; made once, then found again. Raises NotFound, InvalidArgument."""
     record = folder / f"{name}.json"
-    if record.exists():
-        return DatasetRef.model_validate_json(record.read_bytes())
-    found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
     path = folder / f"{name}.jsonl"
+    if record.exists():  # its path is that of the day; a restored home may lie elsewhere
+        return DatasetRef.model_validate_json(record.read_bytes()).model_copy(update={"path": str(path)})
+    found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
     path.unlink(missing_ok=True)
     with around("link"):
         control.buckets.link_into(found, path)

@@ -36,6 +36,17 @@ def upgrade(database: Database) -> None:
             command.upgrade(config, "head")
 
 
+def is_known(revision: str) -> bool:
+    """Whether this program has the revision."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    try:
+        _check_known(ScriptDirectory.from_config(config), revision)
+    except FailedPrecondition:
+        return False
+    return True
+
+
 def _check_known(scripts: ScriptDirectory, revision: str) -> None:
     try:
         scripts.get_revision(revision)
