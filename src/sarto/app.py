@@ -109,7 +109,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
         stack.push_async_callback(generator.close)
-        threads = HandlerThreads(HANDLER_THREADS)
+        threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
         services = Services(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,55 @@ def test_a_commit_does_not_wait_for_ever(database: Database, monkeypatch: pytest
     for thread in threads:
         thread.join(10)
     assert len(seen) == 5
+
+
+def promise(database: Database, key: str) -> str:
+    with database.transaction(only_answers=True) as connection:
+        connection.execute(meta.insert().values(key=key, value="1"))
+    return key
+
+
+def test_an_answer_waits_for_its_commit_and_the_thread_does_not(database: Database) -> None:
+    writer = database.writer
+    assert writer is not None
+    first: Future[str] = Future()
+    second: Future[str] = Future()
+    writer.expect()
+    writer.expect()
+    writer.run(lambda: promise(database, "a"), first)
+    assert keys(database) == set() or first.done()
+    writer.run(lambda: promise(database, "b"), second)
+    assert (first.result(10), second.result(10)) == ("a", "b")
+    assert keys(database) == {"a", "b"}
+
+
+def test_a_call_that_is_slow_or_writes_nothing_holds_no_answer_up(database: Database) -> None:
+    writer = database.writer
+    assert writer is not None
+    answers: list[Future[str]] = [Future() for _ in range(3)]
+    for _ in answers:
+        writer.expect()
+    writer.run(lambda: promise(database, "a"), answers[0])
+    assert answers[0].result(10) == "a"  # while two more are said to come
+    writer.run(lambda: "nothing to write", answers[1])
+    answers[2].cancel()
+    writer.run(lambda: promise(database, "gone"), answers[2])
+    assert answers[1].result(10) == "nothing to write"
+    assert keys(database) == {"a"}
+
+
+def test_a_commit_that_fails_is_the_fault_of_the_answer(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = database.writer
+    assert writer is not None
+
+    def refuse(_connection: sa.Connection) -> None:
+        raise OSError("disk full")
+
+    answer: Future[str] = Future()
+    writer.expect()
+    with monkeypatch.context() as patched:
+        patched.setattr(sa.Connection, "commit", refuse)
+        writer.run(lambda: promise(database, "a"), answer)
+        with pytest.raises(OSError, match="disk full"):
+            answer.result(10)
+    assert keys(database) == set()

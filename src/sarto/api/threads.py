@@ -1,57 +1,63 @@
-"""Threads for what blocks. Calls share few threads while those keep up, reads one and writes four: threads that take turns
-at the interpreter's lock cost more than they bring. Once a call holds its lane up, later ones go elsewhere.
+"""Threads for what blocks. Reads share one while it keeps up, and writes another: threads that take turns at the
+interpreter's lock cost more than they bring. Once a call holds its lane up, later ones go elsewhere.
 
 Knows no request; used by `http.in_thread`, made by `app`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+from sarto.storage.group_writer import GroupWriter
+
 T = TypeVar("T")
-READERS = 1
-WRITERS = 4
-"""Enough that some wait for the disk, sharing a commit, while one works."""
 LONG_SECONDS = 0.005
 """A call that takes longer holds the others up."""
 
 
 class _Lane:
-    """A few threads, and since when each of their calls has been running."""
+    """One thread, and since when its call has been running."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.pool = ThreadPoolExecutor(threads, name)
-        self._began: dict[object, float] = {}
+    def __init__(self, name: str) -> None:
+        self.pool = ThreadPoolExecutor(1, name)
+        self._began = math.inf
 
+    @property
     def is_held_up(self) -> bool:
-        return any(time.monotonic() - began > LONG_SECONDS for began in list(self._began.values()))
+        return time.monotonic() - self._began > LONG_SECONDS
 
-    def run(self, call: Callable[[], T]) -> Future[T]:
+    def submit(self, call: Callable[[], T]) -> Future[T]:
         return self.pool.submit(self._timed, call)
 
     def _timed(self, call: Callable[[], T]) -> T:
-        me = object()
-        self._began[me] = time.monotonic()
+        self._began = time.monotonic()
         try:
             return call()
         finally:
-            del self._began[me]
+            self._began = math.inf
 
 
 class HandlerThreads:
-    def __init__(self, others: int) -> None:
-        self._reads = _Lane("reader", READERS)
-        self._writes = _Lane("writer", WRITERS)
+    def __init__(self, others: int, writer: GroupWriter | None) -> None:
+        self._writer = writer
+        self._reads, self._writes = _Lane("reader"), _Lane("writer")
         self._others = ThreadPoolExecutor(others, "handler")
 
     def read(self, call: Callable[[], T]) -> Future[T]:
-        return self._others.submit(call) if self._reads.is_held_up() else self._reads.run(call)
+        return self._others.submit(call) if self._reads.is_held_up else self._reads.submit(call)
 
     def write(self, call: Callable[[], T]) -> Future[T]:
-        return self._others.submit(call) if self._writes.is_held_up() else self._writes.run(call)
+        if self._writer is None or self._writes.is_held_up:
+            return self._others.submit(call)
+        answer: Future[T] = Future()
+        self._writer.expect()
+        self._writes.submit(partial(self._writer.run, call, answer))
+        return answer
 
     def close(self) -> None:
         for pool in (self._reads.pool, self._writes.pool, self._others):

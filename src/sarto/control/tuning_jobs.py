@@ -69,7 +69,7 @@ def create(
     accepted, plan = validation.accept(control, principal, project, parent, job)
     job_id = new_id()
     name = ResourceName(project, parent.location, "tuningJobs", job_id)
-    with control.database.transaction() as connection:
+    with control.database.transaction(only_answers=True) as connection:
         if request and (earlier := _earlier(connection, project, request, body)) is not None:
             return earlier
         now = control.database.now(connection)

@@ -38,11 +38,12 @@ class Database:
         return cls(url or f"sqlite:///{home / 'sarto.db'}")
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, only_answers: bool = False) -> Iterator[Connection]:
         """A writing transaction: committed at the end, rolled back on an error. On SQLite it is the only writer, and
-        those of several threads share a commit."""
+        those of several threads share a commit; with `only_answers` a call that the writer runs may go on before it, as
+        the call's answer waits."""
         if self._writer is not None:
-            with self._writer.transaction() as connection:
+            with self._writer.transaction(only_answers=only_answers) as connection:
                 yield connection
                 self._end(connection)
                 failpoints.reached("commit before")
@@ -62,6 +63,11 @@ class Database:
         """A connection for reads; sees one consistent state per statement."""
         with self.engine.connect() as connection:
             yield connection
+
+    @property
+    def writer(self) -> GroupWriter | None:
+        """Where there is one, calls that write take turns on it; None where they need not."""
+        return self._writer
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970 by the database's clock, to the microsecond that times in answers have."""

@@ -1,19 +1,24 @@
 """Writing to SQLite from many threads: transactions that meet share one commit, and so one wait for the disk.
 
 Each is a savepoint of its own: it sees what those before it wrote, fails alone, and returns only when the commit that
-holds it is on the disk. Knows no table; `database` uses it for SQLite, whose file has a single writer anyhow.
+holds it is on the disk; where nothing but an answer follows, that answer waits instead and the thread goes on (`run`).
+Knows no table; `database` uses it for SQLite, whose file has a single writer anyhow.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+T = TypeVar("T")
 MOST_TOGETHER = 64
 LONGEST_SECONDS = 0.02
 """How long the first transaction of a commit may have to wait for later ones."""
@@ -25,8 +30,14 @@ class _Commit:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.size = 0
-        self.ended = threading.Event()
-        self.fault: BaseException | None = None
+        self.ended: Future[None] = Future()
+
+
+class _Call(threading.local):
+    """What this thread runs for a door: whether it still counts as on its way, and the commits its answer waits for."""
+
+    is_expected = False
+    commits: list[_Commit] | None = None
 
 
 class GroupWriter:
@@ -37,13 +48,53 @@ class GroupWriter:
         self._turn = threading.Lock()
         self._count = threading.Lock()
         self._waiting = 0
+        self._expected = 0
+        self._call = _Call()
         self._owner = 0
         self._connection: Connection | None = None
         self._commit: _Commit | None = None
+        self._left_open = threading.Event()
+        self._is_closed = False
+        threading.Thread(target=self._watch, name="commits", daemon=True).start()
+
+    def expect(self) -> None:
+        """A call that will likely write is on its way to `run`: an open commit waits for it, but not long."""
+        with self._count:
+            self._expected += 1
+
+    def run(self, call: Callable[[], T], answer: Future[T]) -> None:
+        """Run an expected call; `answer` has its result, or its fault, once all it wrote is on the disk."""
+        self._call.is_expected, self._call.commits = True, []
+        settle: Callable[[], None] | None = None
+        try:
+            if answer.set_running_or_notify_cancel():  # else its client has gone
+                settle = partial(answer.set_result, call())
+        except BaseException as error:
+            settle = partial(answer.set_exception, error)
+        commits, self._call.commits = self._call.commits, None
+        if self._call.is_expected:  # it wrote nothing
+            self._arrive()
+            with self._my_turn():
+                if self._commit is not None and self._connection is not None:
+                    self._end_unless_others_come(self._connection, self._commit, may_wait=True)
+
+        def when_all_ended(_last: object = None) -> None:
+            fault = next(filter(None, (commit.ended.exception() for commit in commits)), None)
+            if fault is not None:
+                answer.set_exception(fault)
+            elif settle is not None:
+                settle()
+
+        if commits:
+            commits[-1].ended.add_done_callback(when_all_ended)  # one thread's commits end in their order
+        else:
+            when_all_ended()
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Committed when the block has returned; rolled back, alone, when it raises."""
+    def transaction(self, *, only_answers: bool = False) -> Iterator[Connection]:
+        """Committed when the block has returned; rolled back, alone, when it raises. `only_answers` says that nothing
+        but the answer depends on the commit: inside `run` the answer waits for it, and this does not."""
+        commits = self._call.commits if only_answers else None
         with self._my_turn():
             connection, commit = self._join()
             try:
@@ -53,12 +104,15 @@ class GroupWriter:
                 raise
             _say(connection, "RELEASE one")
             commit.size += 1
-            self._end_unless_others_wait(connection, commit)
-        commit.ended.wait()
-        if commit.fault is not None:
-            raise commit.fault
+            self._end_unless_others_come(connection, commit, may_wait=commits is not None)
+        if commits is None:
+            commit.ended.result()
+        else:
+            commits.append(commit)
 
     def close(self) -> None:
+        self._is_closed = True
+        self._left_open.set()
         with self._turn:
             if self._connection is not None:
                 self._connection.close()
@@ -108,14 +162,40 @@ class GroupWriter:
         except DBAPIError:
             self._finish(connection, commit, error)
             return
-        self._end_unless_others_wait(connection, commit)
+        self._end_unless_others_come(connection, commit, may_wait=False)
 
-    def _end_unless_others_wait(self, connection: Connection, commit: _Commit) -> None:
-        """The last one commits for all; so does the one that makes it many."""
+    def _end_unless_others_come(self, connection: Connection, commit: _Commit, *, may_wait: bool) -> None:
+        """The last one commits for all; so does the one that makes it many. With `may_wait` also calls count that are
+        on their way; should they be slow, the watch ends the commit."""
+        if self._call.is_expected:
+            self._arrive()
         with self._count:
-            others = self._waiting
-        if not others or commit.size >= MOST_TOGETHER or time.monotonic() - commit.began > LONGEST_SECONDS:
+            waiting, expected = self._waiting, self._expected if may_wait else 0
+        if commit.size >= MOST_TOGETHER or time.monotonic() - commit.began > LONGEST_SECONDS:
             self._finish(connection, commit, None)
+        elif expected and not waiting:
+            self._left_open.set()
+        elif not waiting:
+            self._finish(connection, commit, None)
+
+    def _watch(self) -> None:
+        """Ends commits that were left open for calls which then took their time."""
+        while self._left_open.wait() and not self._is_closed:
+            self._left_open.clear()
+            commit = self._commit
+            if commit is None:
+                continue
+            try:
+                commit.ended.exception(LONGEST_SECONDS)
+            except TimeoutError:
+                with self._my_turn():
+                    if self._commit is commit and self._connection is not None:
+                        self._finish(self._connection, commit, None)
+
+    def _arrive(self) -> None:
+        self._call.is_expected = False
+        with self._count:
+            self._expected -= 1
 
     def _finish(self, connection: Connection, commit: _Commit, fault: BaseException | None) -> None:
         self._commit = None
@@ -128,8 +208,10 @@ class GroupWriter:
             fault = error
             connection.invalidate()
             self._connection = None
-        commit.fault = fault
-        commit.ended.set()
+        if fault is None:
+            commit.ended.set_result(None)
+        else:
+            commit.ended.set_exception(fault)
 
 
 def _say(connection: Connection, statement: str) -> None:
