@@ -56,6 +56,11 @@ class ResourceName:
     def parent(self) -> LocationName:
         return LocationName(self.project, self.location)
 
+    @property
+    def on(self) -> str:
+        """The name below its project, without a version: what a policy on the resource hangs on."""
+        return f"locations/{self.location}/{self.collection}/{self.id}"
+
     def of_project(self, project: str) -> ResourceName:
         """The same name with the project written as given (answers carry the project number)."""
         return replace(self, project=project)

@@ -19,7 +19,9 @@ from sarto.control import projects, service_accounts
 from sarto.control.auth import Authenticator
 from sarto.settings import Settings
 
-PERMISSION = re.compile(r"(aiplatform|storage|resourcemanager|cloudtranslate)\.[a-zA-Z]+\.[a-zA-Z]+")
+PERMISSION = re.compile(
+    r"(aiplatform|storage|resourcemanager|cloudtranslate|iam|cloudkms|logging)\.[a-zA-Z]+\.[a-zA-Z]+"
+)
 PUBLIC_PATHS = re.compile(r"/(|healthz|readyz|openapi\.json|docs|token|sts/token|oauth2/v3/certs|computeMetadata/.*)")
 
 

@@ -108,16 +108,16 @@ def opened(request: Request, name: str, permission: str) -> Bucket:
     try:
         iam.require(services(request).database, caller, permission, bucket.project, f"buckets/{bucket.name}")
     except PermissionDenied:
-        if bucket.is_public or bucket.project == caller.project or _sees(request, bucket):
+        if bucket.is_public or bucket.project == caller.project or sees(request, bucket):
             raise
         raise NoSuchBucket from None
     return bucket
 
 
-def _sees(request: Request, bucket: Bucket) -> bool:
+def sees(request: Request, bucket: Bucket) -> bool:
     """Whether the caller may know of the bucket."""
     database, on = services(request).database, f"buckets/{bucket.name}"
-    known = ("storage.buckets.get", "storage.objects.get", "storage.objects.list", "resourcemanager.projects.get")
+    known = ("storage.buckets.get", "storage.objects.get", "storage.objects.list", "storage.buckets.getIamPolicy")
     return any(iam.allowed(database, principal(request), one, bucket.project, on) for one in known)
 
 

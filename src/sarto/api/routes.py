@@ -16,8 +16,10 @@ from sarto.api import (
     models,
     openai,
     operations,
+    policies,
     projects,
     publisher_models,
+    service_accounts,
     tokens,
     translation,
     tuning_jobs,
@@ -297,6 +299,8 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO, *TUNING, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
+    *ABOUT, *WHO,
+    *policies.ROUTES, *service_accounts.ROUTES,
+    *TUNING, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from sarto.storage.tables import endpoint
 
 def get(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """Raises NotFound, naming the region that has it."""
-    project = iam.require(control.database, principal, "aiplatform.endpoints.get", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.endpoints.get", name.project, name.on).number
     with control.database.reading() as connection:
         return _read(_find(connection, project, name))
 
@@ -49,7 +49,7 @@ def list_(
 
 def undeploy(control: Control, principal: Principal, name: ResourceName, deployed_model_id: str) -> dict[str, Any]:
     """Take the checkpoint off its endpoint, which then answers nothing. Gives a done operation."""
-    project = iam.require(control.database, principal, "aiplatform.endpoints.undeploy", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.endpoints.undeploy", name.project, name.on).number
     with control.database.transaction() as connection:
         row = _find(connection, project, name)
         if deployed_model_id != row.id or not row.checkpoint_id:
@@ -67,7 +67,7 @@ def undeploy(control: Control, principal: Principal, name: ResourceName, deploye
 
 def delete(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """Remove an endpoint that nothing is deployed on. Gives a done operation. Raises FailedPrecondition."""
-    project = iam.require(control.database, principal, "aiplatform.endpoints.delete", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.endpoints.delete", name.project, name.on).number
     with control.database.transaction() as connection:
         row = _find(connection, project, name)
         if row.checkpoint_id:

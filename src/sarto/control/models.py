@@ -33,7 +33,7 @@ UPDATABLE = frozenset({"display_name", "description", "labels", "default_checkpo
 
 def get(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """The default version, or the one after `@`. Raises NotFound."""
-    project = iam.require(control.database, principal, "aiplatform.models.get", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.get", name.project, name.on).number
     with control.database.reading() as connection:
         return _read(connection, [find_version(connection, project, name)])[0]
 
@@ -77,7 +77,7 @@ def list_versions(
     control: Control, principal: Principal, name: ResourceName, page_size: int = 0, page_token: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
     """All versions of a model, newest first. Raises NotFound."""
-    project = iam.require(control.database, principal, "aiplatform.models.get", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.get", name.project, name.on).number
     size, scope = paging.page_size(page_size), ("versions", project, name.id)
     before = paging.start(page_token, *scope)
     query = sa.select(model_version).where(model_version.c.project == project, model_version.c.model == name.id)
@@ -94,7 +94,7 @@ def update(
     control: Control, principal: Principal, name: ResourceName, given: Model, mask: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Change the fields of `mask` (snake_case), without one those that are given. Raises InvalidArgument, NotFound."""
-    project = iam.require(control.database, principal, "aiplatform.models.update", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.update", name.project, name.on).number
     fields = set(mask) or (given.model_fields_set & UPDATABLE)
     if unknown := fields - UPDATABLE:
         raise InvalidArgument.field("update_mask", f"{', '.join(sorted(unknown))} cannot be changed.")
@@ -126,7 +126,7 @@ def merge_version_aliases(
     control: Control, principal: Principal, name: ResourceName, aliases: list[str]
 ) -> dict[str, Any]:
     """Give a version aliases, taking them from other versions; `-alias` removes one; `default` moves, never goes."""
-    project = iam.require(control.database, principal, "aiplatform.models.update", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.update", name.project, name.on).number
     added = {check_id(alias, "alias") for alias in aliases if not alias.startswith("-")}
     removed = {alias[1:] for alias in aliases if alias.startswith("-")}
     if DEFAULT_ALIAS in removed:
@@ -152,7 +152,7 @@ def merge_version_aliases(
 
 def delete(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """Remove a model: its versions, endpoints and files in the service's bucket. Gives a done operation."""
-    project = iam.require(control.database, principal, "aiplatform.models.delete", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.delete", name.project, name.on).number
     with control.database.transaction() as connection:
         find_version(connection, project, name)
         rows = connection.execute(
@@ -168,7 +168,7 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> dict[s
 
 def delete_version(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """Remove one version, not the default one. Gives a done operation. Raises NotFound, FailedPrecondition."""
-    project = iam.require(control.database, principal, "aiplatform.models.delete", name.project).number
+    project = iam.require(control.database, principal, "aiplatform.models.delete", name.project, name.on).number
     with control.database.transaction() as connection:
         row = find_version(connection, project, name)
         found = connection.execute(sa.select(model).where(_is_model(project, name.id))).one()

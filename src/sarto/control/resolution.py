@@ -74,7 +74,7 @@ def resolve(control: Control, principal: Principal, name: str) -> Deployed:
 def tuned(control: Control, principal: Principal, name: str, checkpoint_id: str = "") -> Deployed:
     """A tuned model by `…/models/ID`, `…@VERSION` or `…@ALIAS`, at a checkpoint or its default one."""
     parsed = parse_resource(name, "models", versioned=True)
-    project = iam.require(control.database, principal, PREDICT, parsed.project).number
+    project = iam.require(control.database, principal, PREDICT, parsed.project, parsed.on).number
     with control.database.reading() as connection:
         version = find_version(connection, project, parsed)
         wanted = checkpoint_id or version.default_checkpoint
@@ -125,7 +125,7 @@ def check_found(row: AnyRow | None, name: ResourceName, kind: str) -> None:
 
 
 def _endpoint(control: Control, principal: Principal, name: ResourceName) -> Deployed:
-    project = iam.require(control.database, principal, PREDICT, name.project).number
+    project = iam.require(control.database, principal, PREDICT, name.project, name.on).number
     found = _endpoint_row(control, project, name.id)
     check_found(found, name, "Endpoint")
     assert found is not None

@@ -67,7 +67,12 @@ def create(connection: Connection, project: projects.Project, account_id: str, r
 
 
 def create_key(connection: Connection, account: ServiceAccount, project_id: str, now: float) -> dict[str, Any]:
-    """A new key as the JSON object of a Google key file, less its addresses; the private half is kept nowhere else."""
+    """A new key without an end, as the JSON object of a Google key file."""
+    return store_key(connection, account, project_id, now, new_pair())
+
+
+def new_pair() -> tuple[str, str]:
+    """Private and public half, as PEM. Slow: make it outside a transaction where others wait."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -75,17 +80,28 @@ def create_key(connection: Connection, account: ServiceAccount, project_id: str,
     public = private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    return pem.decode(), public.decode()
+
+
+def store_key(
+    connection: Connection,
+    account: ServiceAccount,
+    project_id: str,
+    now: float,
+    pair: tuple[str, str],
+    valid_after: float | None = None,
+    expire_time: float | None = None,
+) -> dict[str, Any]:
+    """The key as the JSON object of a Google key file, less its addresses; the private half is kept nowhere else."""
     key_id = secrets.token_hex(20)
-    connection.execute(
-        tables.service_account_key.insert().values(
-            id=key_id, email=account.email, public_key=public.decode(), disabled=False, create_time=now
-        )
-    )
+    values = {"id": key_id, "email": account.email, "public_key": pair[1], "disabled": False, "create_time": now}
+    values |= {"valid_after": valid_after, "expire_time": expire_time}
+    connection.execute(tables.service_account_key.insert().values(**values))
     return {
         "type": "service_account",
         "project_id": project_id,
         "private_key_id": key_id,
-        "private_key": pem.decode(),
+        "private_key": pair[0],
         "client_email": account.email,
         "client_id": account.unique_id,
         "universe_domain": "googleapis.com",
