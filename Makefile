@@ -30,6 +30,7 @@ test: setup base $(GENAI3)/installed $(NODE)/node_modules/installed  ## every te
 	$(PYTEST) $(FAST) tests
 	$(PYTEST) -m "not gpu" $(SLOW_FOLDERS)
 	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_twins.py --rounds 4 --check
 
 check: setup  ## what must pass before a commit
 	$(BIN)/ruff format --check .

@@ -11,7 +11,13 @@ from sarto.engine.ops.plain import Operations, PlainOperations
 
 
 def choose_operations(device: torch.device) -> Operations:
-    """On a processor the fused ones, with compiled pieces where the package was built with them; else plain ones."""
+    """On a processor the fused ones, with compiled pieces where the package was built with them; on a CUDA device the
+    accelerated ones; elsewhere the plain ones."""
+    if device.type == "cuda":
+        # imports a compiler, which takes seconds and which no processor needs
+        from sarto.engine.ops.accelerated import AcceleratedOperations
+
+        return AcceleratedOperations(compiled=True)
     if device.type != "cpu":
         return PlainOperations()
     library = find_library()
