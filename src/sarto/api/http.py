@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 JSON = b"application/json; charset=UTF-8"
 GZIP_MIN_BYTES = 32
 NO_CONTENT = (204, 304)
+BOM = b"\xef\xbb\xbf"
+CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "iso-8859-1", "latin1", "windows-1252", "utf-16"))
+METHOD_OVERRIDE = b"x-http-method-override"
 STANDARD_PARAMETERS = frozenset(
     ["alt", "fields", "key", "pretty_print", "quota_user", "user_ip", "callback", "upload_protocol", "upload_type"]
 )
@@ -180,7 +183,7 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
 
 async def read_json(request: Request) -> Any:
     """The body as a JSON value; no body is an empty object. Raises InvalidArgument with line and column."""
-    body = await read_body(request)
+    body = _as_utf8(await read_body(request), request.headers.get("content-type", ""))
     if not body.strip():
         return {}
     try:
@@ -188,6 +191,18 @@ async def read_json(request: Request) -> Any:
     except orjson.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise InvalidArgument(f"Invalid JSON payload received: {error.msg}, at {at}.") from None
+
+
+def _as_utf8(body: bytes, content_type: str) -> bytes:
+    """A body in the charset that its client states, and without the mark that some editors write in front of a file."""
+    charset = next((part.partition("=")[2] for part in content_type.lower().split(";") if "charset=" in part), "utf-8")
+    charset = charset.strip(" \"'")
+    if charset not in CHARSETS:
+        raise InvalidArgument(f'The charset "{charset}" is not known here; send JSON as UTF-8.')
+    try:
+        return body.removeprefix(BOM) if charset in ("utf-8", "utf8") else body.decode(charset).encode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"The body is not {charset}, as its Content-Type says: {error.reason}.") from None
 
 
 async def read_message(request: Request, kind: type[M], root: str = "") -> M:
@@ -292,6 +307,9 @@ class Doors:
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
         raw_path = scope.get("raw_path") or scope["path"].encode()
+        if scope["method"] == "POST":
+            asked = (value for name, value in scope["headers"] if name == METHOD_OVERRIDE)
+            scope["method"] = next(asked, b"POST").decode("latin-1").upper()
         route, values = self._router.find(scope["method"], raw_path)
         assert self.services is not None, "requests are taken after start only"
         scope["path_params"] = values

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sarto.api.http import Reply, in_control, listing, page, read_body, read_json, reply, resource_name
+from sarto.api.http import Reply, in_control, listing, page, query, read_body, read_json, reply, resource_name
 from sarto.control import operations
 from sarto.errors import InvalidArgument
 
@@ -24,13 +24,17 @@ async def get(request: Request) -> Reply:
 
 async def list_(request: Request) -> Reply:
     about = resource_name(request).removesuffix("/operations")
+    if query(request).get("filter"):
+        raise InvalidArgument.field("filter", "Operations cannot be filtered here; leave the parameter out.")
     rows, token = await in_control(request, operations.list_, about, *page(request))
     return listing("operations", ([_typed(request, row) for row in rows], token))
 
 
 async def wait(request: Request) -> Reply:
-    """The operation once it is done, or as it is after `timeout` ("30s") of the body."""
-    seconds = read_timeout(await read_json(request))
+    """The operation once it is done, or as it is after `timeout` ("30s"), which clients send in body or query."""
+    body = await read_json(request)
+    asked = query(request).get("timeout")
+    seconds = read_timeout(body if asked is None else {"timeout": asked})
     return answer(request, await in_control(request, operations.wait, resource_name(request), seconds))
 
 

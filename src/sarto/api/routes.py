@@ -173,7 +173,7 @@ OPERATIONS = [
         ),
         Route(
             "POST", f"{about}/operations/{{operation}}:wait", operations.wait, "aiplatform.operations.get",
-            "Wait until an operation is done", {"type": "object"},
+            "Wait until an operation is done", {"type": "object"}, query=("timeout",),
         ),
         Route(
             "POST", f"{about}/operations/{{operation}}:cancel", operations.cancel, "aiplatform.operations.cancel",

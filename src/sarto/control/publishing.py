@@ -357,7 +357,7 @@ def _ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRo
         changes["tuningDataStats"] = {"supervisedTuningDataStats": data_stats(result.data)}
     resource = orjson.loads(row.resource)
     metadata = resource.get("tuningJobMetadata", {})
-    metadata.pop("throughput", None)
+    metadata.get("throughput", {}).pop("secondsLeft", None)  # loss and speed stay, as they were last
     if result.parameters is not None:
         metadata["effectiveParameters"] = effective(result.parameters)
         metadata["totalStepCount"] = metadata["completedStepCount"] = str(result.parameters.total_steps)

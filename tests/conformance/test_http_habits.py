@@ -1,0 +1,94 @@
+"""What HTTP clients of other languages do on the wire: marks, charsets, chunks, and methods written as headers."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import PARENT, Dataset
+from .service import Service
+
+JOBS = f"/v1/{PARENT}/tuningJobs"
+WORDS = "Grüße"
+
+
+def body(dataset: Dataset) -> dict[str, Any]:
+    spec = {"trainingDatasetUri": dataset.training}
+    return {"baseModel": "gemini-2.0-flash-001", "supervisedTuningSpec": spec, "description": WORDS}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "charset"),
+    [
+        ("utf-8-sig", ""),  # PowerShell's Out-File -Encoding utf8, and then -InFile
+        ("utf-8", "; charset=utf-8"),  # the documentation's Invoke-WebRequest
+        ("iso-8859-1", "; charset=ISO-8859-1"),
+        ("utf-16", '; charset="utf-16"'),
+    ],
+)
+def test_a_body_is_read_in_the_charset_its_client_states(
+    http: httpx.Client, dataset: Dataset, encoding: str, charset: str
+) -> None:
+    sent = json.dumps(body(dataset), ensure_ascii=False).encode(encoding)
+    answer = http.post(JOBS, content=sent, headers={"Content-Type": f"application/json{charset}"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["description"] == WORDS
+    http.post(f"/v1/{answer.json()['name']}:cancel").raise_for_status()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "klingon", "unicode_escape"])
+def test_a_body_that_is_not_in_its_charset_is_refused(http: httpx.Client, charset: str) -> None:
+    answer = http.post(JOBS, content=b"\xff\xfe\xff", headers={"Content-Type": f"application/json; charset={charset}"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
+
+
+def test_a_client_that_waits_for_100_continue_and_sends_chunks_is_served(service: Service, dataset: Dataset) -> None:
+    sent = json.dumps(body(dataset)).encode()
+    head = (
+        f"POST {JOBS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.token()}\r\n"
+        "content-type: application/json\r\nexpect: 100-continue\r\n"
+        "transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", int(service.port)), timeout=30) as line:
+        line.sendall(head.encode())
+        assert line.recv(1000).startswith(b"HTTP/1.1 100")
+        for part in (sent[:7], sent[7:]):
+            line.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        line.sendall(b"0\r\n\r\n")
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    with service.http() as http:
+        http.post(f"/v1/{json.loads(answer.partition(b'{')[1] + answer.partition(b'{')[2])['name']}:cancel")
+
+
+def test_a_method_may_be_written_as_a_header(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    read = http.post(f"/v1/{tuned['name']}", headers={"X-HTTP-Method-Override": "GET"})
+    assert read.json()["name"] == tuned["name"]
+    refused = http.post(f"/v1/{tuned['name']}", headers={"X-HTTP-Method-Override": "BREW"})
+    assert refused.status_code == 405
+
+
+def test_waiting_takes_its_timeout_from_the_query_too(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    ref = {"tunedModelRef": {"tuningJob": tuned["name"]}}
+    operation = http.post(f"{JOBS}:rebaseTunedModel", json=ref).raise_for_status().json()
+    assert http.post(f"/v1/{operation['name']}:wait?timeout=1s").json()["done"] is True
+    assert http.post(f"/v1/{operation['name']}:wait?timeout=soon").status_code == 400
+    http.post(f"/v1/{operation['response']['name']}:cancel").raise_for_status()
+
+
+def test_operations_refuse_a_filter_by_name(http: httpx.Client) -> None:
+    answer = http.get(f"/v1/{PARENT}/operations", params={"filter": "done=true"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"][0]["fieldViolations"][0]["field"] == "filter"
+
+
+def test_a_finished_job_keeps_its_last_loss_and_speed(tuned: dict[str, Any]) -> None:
+    throughput = tuned["tuningJobMetadata"].get("throughput", {"loss": 0.0, "tokensPerSecond": 0.0})
+    assert set(throughput) == {"loss", "tokensPerSecond"}
