@@ -23,6 +23,11 @@ def test_a_job_has_its_report_and_shows_its_rows(http: httpx.Client, tuned: dict
     report = http.get(f"/v1/{tuned['name']}/dataReport").json()
     assert report["isUsable"] and report["dataset"]["rows"] == 12
     assert report["automatic"]["epochCount"] == 2
+    forecast = report["forecast"]
+    assert forecast["seconds"] > 0 and forecast["peakMemoryBytes"] > 0 and forecast["machine"]["device"] == "cpu"
+    assert tuned["supervisedTuningSpec"]["hyperParameters"] == {
+        "epochCount": "2", "adapterSize": "ADAPTER_SIZE_FOUR", "learningRateMultiplier": 1.0,
+    }  # fmt: skip
     assert report["automatic"]["reasons"]["learningRate"].endswith("the rate recommended for the base model")
     assert report["automatic"]["reasons"] == tuned["tuningJobMetadata"]["effectiveParameters"]["reasons"]
     proof = http.get(f"/v1beta1/{tuned['name']}:showExample", params={"row": 2}).json()

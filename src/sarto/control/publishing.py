@@ -30,7 +30,8 @@ from sarto.control.validation import Plan
 from sarto.errors import AlreadyExists, FailedPrecondition, NotFound
 from sarto.failpoints import around
 from sarto.names import ResourceName, new_id, parse_gs_uri
-from sarto.schema.runs import CheckpointRecord, RunResult
+from sarto.schema.runs import CheckpointRecord, ChosenParameters, RunResult
+from sarto.schema.tuning_jobs import AdapterSize
 from sarto.storage import together
 from sarto.storage.buckets import Buckets
 from sarto.storage.content import Content
@@ -362,7 +363,25 @@ def _ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRo
         metadata["effectiveParameters"] = effective(result.parameters)
         metadata["totalStepCount"] = metadata["completedStepCount"] = str(result.parameters.total_steps)
         metadata["completedEpochCount"] = str(result.parameters.epoch_count)
+        plan = Plan(**orjson.loads(row.run))
+        changes["supervisedTuningSpec"] = _resolved(resource["supervisedTuningSpec"], plan, result.parameters)
     return {**changes, "tuningJobMetadata": metadata or None}
+
+
+def _resolved(spec: dict[str, Any], plan: Plan, chosen: ChosenParameters) -> dict[str, Any]:
+    """The job's spec with the values that were chosen where its user gave none. Written at the end only: until then a
+    later attempt has to see what was given."""
+    given = spec.get("hyperParameters", {})
+    found: dict[str, Any] = {
+        "epochCount": str(chosen.epoch_count),
+        "adapterSize": str(AdapterSize.of_rank(chosen.rank)),
+    }
+    if "learningRate" not in given:
+        found["learningRateMultiplier"] = 1.0
+    if plan.kind == "open":
+        found["batchSize"] = str(chosen.batch_size)
+    named = {name: value for name, value in given.items() if value != str(AdapterSize.ADAPTER_SIZE_UNSPECIFIED)}
+    return {**spec, "hyperParameters": {**found, **named}}
 
 
 def _about(record: CheckpointRecord) -> str:

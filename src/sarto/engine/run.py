@@ -26,6 +26,7 @@ from sarto.catalog import DIGEST_FILE
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.blocks import read_line
 from sarto.engine.data.forecast import BaseShape
+from sarto.engine.data.machine import measure
 from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
@@ -89,8 +90,9 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         stats = training.stats(parameters.total_steps)
         journal.say("data", data=stats)
         report = data_report(
-            training, validation, spec.base, shape, spec.parameters, max_tokens=spec.max_tokens_per_example
-        )
+            training, validation, spec.base, shape, spec.parameters,
+            max_tokens=spec.max_tokens_per_example, machine=measure(spec.threads),
+        )  # fmt: skip
         _write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
         check_usable(training, validation)
         session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)

@@ -14,9 +14,12 @@ OPERATIONS_PER_PARAMETER = 3.5
 """Of one trained token: forward, and backward without the gradients of the base."""
 REACHED = 0.7
 """Share of a machine's speed that a run reaches; measured between 0.62 and 0.8 on processors."""
+STEP_TOKENS, CHECKPOINT_TOKENS = 150, 2000
+"""A step, and a checkpoint with its certificate, take as long as so many tokens beside the tokens they are made of."""
 STEP_ROWS = 2048
 """Tokens of a packed batch; only a longer row makes a larger one."""
-RUNTIME_BYTES = 500 << 20
+RUNTIME_BYTES = 1130 << 20
+"""What a process takes beside weights and steps; measured on the small base."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ def forecast(data: DataShape, chosen: ChosenParameters, base: BaseShape, machine
     found: dict[str, Any] = {"steps": chosen.total_steps, "epochs": chosen.epoch_count, "tokens": tokens}
     if machine is None:
         return found
-    operations = OPERATIONS_PER_PARAMETER * base.parameters * tokens
-    peak = _peak_bytes(base, max(data.longest, min(STEP_ROWS, tokens)))
+    beside = STEP_TOKENS * chosen.total_steps + CHECKPOINT_TOKENS * chosen.epoch_count
+    operations = OPERATIONS_PER_PARAMETER * base.parameters * (tokens + beside)
+    peak = _peak_bytes(base, max(data.longest, min(STEP_ROWS, round(chosen.batch_size * data.mean_tokens))))
     return found | {
         "seconds": round(operations / (REACHED * machine.flops_per_second), 1),
         "peak_memory_bytes": peak,
