@@ -29,6 +29,7 @@ from sarto.control.executors import Executor, LocalExecutor, clean_environment
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
+from sarto.control.webhook_sender import WebhookSender
 from sarto.samples import install_samples
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
@@ -147,6 +148,9 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     supervisor = Supervisor(control, executor)
     supervisor.start()
     stack.push_async_callback(asyncio.to_thread, supervisor.stop)
+    sender = WebhookSender(control)
+    sender.start()
+    stack.push_async_callback(asyncio.to_thread, sender.stop)
 
     async def answer(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
         request = GenerateContentRequest.read(asked, "request")
@@ -177,6 +181,7 @@ def _limits(settings: Settings) -> Limits:
         max_validation_examples=settings.max_validation_examples,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
+        webhook_private_addresses=settings.webhook_private_addresses,
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,
         threads=settings.threads or cores(),

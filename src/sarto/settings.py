@@ -62,6 +62,8 @@ class Settings(BaseModel):
     """Seconds between two resume points of a run: about what a crash can cost."""
     max_job_seconds: float = 604_800.0
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
+    webhook_private_addresses: bool = False
+    """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -20,7 +20,7 @@ from sarto.api.generation import find_target
 from sarto.api.http import Reply, in_control, in_thread, parent, principal, read_json, reply, services, until_gone
 from sarto.api.openai_form import Answer, read_chat
 from sarto.api.routing import SIGNED_IN, Route
-from sarto.api.streams import Stream
+from sarto.api.streams import Stream, framed
 from sarto.control import endpoints
 from sarto.errors import Internal, InvalidArgument, NotFound, SartoError
 from sarto.names import LocationName
@@ -72,7 +72,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     except BaseException:
         await pieces.aclose()
         raise
-    return Stream(_with_end(first, pieces), as_events=True)
+    return Stream(framed(_with_end(first, pieces), as_events=True))
 
 
 async def _pieces(

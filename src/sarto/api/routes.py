@@ -23,6 +23,7 @@ from sarto.api import (
     tokens,
     translation,
     tuning_jobs,
+    webhooks,
 )
 from sarto.api.projects import ProjectMessage
 from sarto.api.routing import PUBLIC, SIGNED_IN, Route
@@ -100,7 +101,27 @@ TUNING = [
     ),
     Route(
         "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
-        "What happened to a job, oldest first", query=PAGE,
+        "What happened to a job, oldest first; as server-sent events for a client that accepts those", query=PAGE,
+    ),
+]  # fmt: skip
+WEBHOOK = f"{LOCATION}/webhooks/{{webhook}}"
+WEBHOOKS = [
+    Route(
+        "POST", f"{LOCATION}/webhooks", webhooks.create, "aiplatform.webhooks.create",
+        "Have new states of tuning jobs told to a URL; the secret is answered this once",
+        webhooks.WebhookMessage, webhooks.WebhookMessage,
+    ),
+    Route(
+        "GET", f"{LOCATION}/webhooks", webhooks.list_, "aiplatform.webhooks.list", "List webhooks, oldest first",
+        query=PAGE,
+    ),
+    Route(
+        "GET", WEBHOOK, webhooks.get, "aiplatform.webhooks.get", "Get a webhook", response=webhooks.WebhookMessage
+    ),
+    Route("DELETE", WEBHOOK, webhooks.delete, "aiplatform.webhooks.delete", "Delete a webhook"),
+    Route(
+        "GET", f"{WEBHOOK}/deliveries", webhooks.list_deliveries, "aiplatform.webhooks.get",
+        "What was told to a webhook, newest first", query=PAGE,
     ),
 ]  # fmt: skip
 DATA = [
@@ -301,6 +322,6 @@ TRANSLATION = [
 ROUTES: list[Route] = [
     *ABOUT, *WHO,
     *policies.ROUTES, *service_accounts.ROUTES,
-    *TUNING, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
+    *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import orjson
@@ -30,7 +30,7 @@ async def stream(request: Request, source: AsyncGenerator[Message]) -> ASGIApp:
         await source.aclose()
         raise
     as_events = "alt=sse" in request.scope["query_string"].decode("latin-1").split("&")
-    return Stream(_whole(first, source), as_events)
+    return Stream(framed(_whole(first, source), as_events), as_events)
 
 
 async def _whole(first: Message | None, rest: AsyncGenerator[Message]) -> AsyncGenerator[bytes]:
@@ -49,7 +49,9 @@ async def _whole(first: Message | None, rest: AsyncGenerator[Message]) -> AsyncG
 
 
 class Stream:
-    def __init__(self, pieces: AsyncGenerator[bytes], as_events: bool) -> None:
+    """Sends pieces as they are; `framed` brings messages into form."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes], as_events: bool = True) -> None:
         self._pieces, self._as_events = pieces, as_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,18 +71,19 @@ class Stream:
         headers = [(b"content-type", kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with aclosing(self._pieces):
-            async for piece in _framed(self._pieces, self._as_events):
+            async for piece in self._pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _framed(pieces: AsyncIterator[bytes], as_events: bool) -> AsyncGenerator[bytes]:
+async def framed(pieces: AsyncGenerator[bytes], as_events: bool) -> AsyncGenerator[bytes]:
     opening = b"["
-    async for piece in pieces:
-        if as_events:
-            yield b"data: " + piece + b"\r\n\r\n"
-        else:
-            yield opening + piece
-            opening = b"\n,\r\n"
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if as_events:
+                yield b"data: " + piece + b"\r\n\r\n"
+            else:
+                yield opening + piece
+                opening = b"\n,\r\n"
     if not as_events:
         yield b"[]" if opening == b"[" else b"\n]"

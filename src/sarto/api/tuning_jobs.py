@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
+from sarto.api import event_stream
 from sarto.api.http import (
     Reply,
     in_control,
@@ -83,11 +85,14 @@ async def rebase(request: Request) -> Reply:
     return answer(request, await in_control(request, rebase_.rebase, parent(request), asked))
 
 
-async def list_events(request: Request) -> Reply:
-    """What happened to a job, oldest first. The token goes on where the page ended, also when nothing new is there."""
+async def list_events(request: Request) -> ASGIApp:
+    """What happened to a job, oldest first. The token goes on where the page ended, also when nothing new is there.
+    A client that asks for `text/event-stream` is told what happens as it does."""
     size, token = page(request)
     if token and not (token.isascii() and token.isdigit() and len(token) < 19):
         raise InvalidArgument.field("page_token", "The page token is not one this list gave.")
     job = parse_resource(resource_name(request).removesuffix("/events"), JOBS)
+    if event_stream.is_wanted(request):
+        return await event_stream.stream_events(request, job, int(token or 0))
     rows, cursor = await in_control(request, events.list_, job, int(token or 0), size or events.MOST)
     return reply({"events": rows, "nextPageToken": str(cursor)})

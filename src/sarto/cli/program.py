@@ -10,7 +10,7 @@ import typer
 
 import sarto
 from sarto import settings
-from sarto.cli import auth, data, iam, jobs, models, output, projects
+from sarto.cli import auth, data, iam, jobs, models, output, projects, webhooks
 from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
@@ -69,6 +69,7 @@ app.command()(restore)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(data.app, name="data")
 app.add_typer(iam.app, name="iam")
 app.add_typer(auth.app, name="auth")

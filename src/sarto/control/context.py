@@ -40,6 +40,9 @@ class Limits:
     """Between two resume points of a run: about what a kill can cost."""
     max_job_seconds: float = 0.0
     """From a job's first start to its end, all attempts together; 0 is without limit."""
+    webhook_private_addresses: bool = False
+    webhook_retry_seconds: float = 5.0
+    """Pause before a webhook is told again; it quadruples with each further attempt."""
     threads: int = 1
     """CPU threads of one run."""
 

@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, filters, iam, leftovers, paging, resolution, validation
+from sarto.control import events, filters, iam, leftovers, paging, resolution, validation, webhooks
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
@@ -182,7 +182,9 @@ def advance(
         values |= {"lease_owner": None, "lease_until": None}
     if to in (CANCELLING, CANCELLED):
         values["cancel_requested"] = True
-    return amend(connection, row, now, changes, values)
+    resource = amend(connection, row, now, changes, values)
+    webhooks.enqueue(connection, row, now, resource)
+    return resource
 
 
 def amend(

@@ -281,3 +281,34 @@ secret = Table(
     Column("name", String(64), primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
+
+# Who is told of new states
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("location", String(32), nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("secret", String(64), nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("create_time", Float, nullable=False),
+)
+webhook_delivery = Table(
+    "webhook_delivery",
+    metadata,
+    Column("sequence", Big, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False),
+    Column("project", String(20), nullable=False),
+    Column("webhook", String(64), nullable=False),
+    Column("job", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("create_time", Float, nullable=False),
+    Index("webhook_delivery_due", "state", "not_before"),
+    Index("webhook_delivery_of", "project", "webhook", "sequence"),
+)
