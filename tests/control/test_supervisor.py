@@ -17,6 +17,7 @@ from sarto.control.context import Control
 from sarto.control.supervisor import Supervisor
 from sarto.errors import NotFound
 from sarto.names import ResourceName, parse_gs_uri, parse_resource
+from sarto.schema.runs import RunSpec
 from sarto.schema.tuning_jobs import TuningJob
 from tests.control.homes import create, member, read, stand_in_executor, state, wait_for_end, wait_until
 
@@ -121,6 +122,16 @@ def test_a_tuned_model_tuned_further_becomes_its_next_version(control: Control, 
     assert len(second) == 12
     new = wait_for_end(control, create(control, preTunedModel=source, tunedModelDisplayName="other"))
     assert new["tunedModel"]["model"].endswith("@1") and new["tunedModel"]["model"] != first
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_switches_given_as_labels_reach_the_run(control: Control, supervise: Supervise, value: str) -> None:
+    supervise(control)
+    labels = {"sarto-stop-early": value, "sarto-low-memory": value}
+    name = create(control, labels=labels, spec={"validationDatasetUri": "gs://data/train.jsonl"})
+    assert labels.items() <= wait_for_end(control, name)["labels"].items()
+    spec = RunSpec.model_validate_json((control.job_folder(name.id) / "1" / "spec.json").read_bytes())
+    assert (spec.stop_early, spec.low_memory) == (value == "true", value == "true")
 
 
 def test_a_fault_in_the_data_fails_the_job_at_once(control: Control, supervise: Supervise) -> None:

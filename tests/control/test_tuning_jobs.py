@@ -91,6 +91,8 @@ def test_every_fault_of_a_request_is_named_at_once(control: Control) -> None:
         ({"baseModel": OPEN.partition("@")[0]}, "base_model", "not known"),
         ({"labels": {f"k{i}": "v" for i in range(65)}}, "labels", "65 labels"),
         ({"labels": {"sarto-base": "mine"}}, "labels[sarto-base]", "set by the service"),
+        ({"labels": {"sarto-low-memory": "yes"}}, "labels[sarto-low-memory]", 'is "true" or "false"'),
+        ({"labels": {"sarto-stop-early": "true"}}, "labels[sarto-stop-early]", "give a validationDatasetUri"),
         ({"encryptionSpec": {"kmsKeyName": "key"}}, "encryption_spec.kms_key_name", "cryptoKeys"),
     ],
 )  # fmt: skip

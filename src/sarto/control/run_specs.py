@@ -15,7 +15,7 @@ from sarto.catalog import DIGEST_FILE, Weights
 from sarto.control import custom_bases
 from sarto.control.context import CUSTOM, Control
 from sarto.control.leases import Lease
-from sarto.control.validation import SPEC, Plan
+from sarto.control.validation import LOW_MEMORY_LABEL, SPEC, STOP_EARLY_LABEL, Plan
 from sarto.errors import FailedPrecondition
 from sarto.failpoints import around
 from sarto.schema.runs import BaseWeights, DatasetRef, RunSpec, TuningParameters
@@ -62,6 +62,8 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         resume_folder=str(folder / "resume"),
         resume_seconds=control.limits.resume_seconds,
         threads=control.limits.threads,
+        stop_early=job.labels.get(STOP_EARLY_LABEL) == "true",
+        low_memory=job.labels.get(LOW_MEMORY_LABEL) == "true",
     )
     write_whole(run_folder / SPEC_FILE, made.model_dump_json(indent=1).encode())
     return made

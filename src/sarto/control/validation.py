@@ -30,6 +30,8 @@ LABEL_CHARACTERS = 64
 NAME_CHARACTERS = 128
 OUR_LABELS = "sarto-"
 BASE_LABEL = "sarto-base"
+STOP_EARLY_LABEL, LOW_MEMORY_LABEL = "sarto-stop-early", "sarto-low-memory"
+"""Switches that the API has no field for: a label of a job, "true" or "false"."""
 UNBUILT_SPECS = (
     "preference_optimization_spec",
     "distillation_spec",
@@ -224,8 +226,18 @@ def _check_labels(job: TuningJob, source: _Source | None, faults: _Faults) -> No
                 f'The label value "{value}" must have at most {LABEL_CHARACTERS} lower case letters, digits, '
                 "underscores and dashes.",
             )
+        elif key in (STOP_EARLY_LABEL, LOW_MEMORY_LABEL):
+            if value not in ("true", "false"):
+                faults.add(where, f'The label "{key}" is "true" or "false".')
+            elif key == STOP_EARLY_LABEL and value == "true" and not _has_validation(job):
+                faults.add(where, "Stopping early needs validation data to look at; give a validationDatasetUri.")
         elif key.startswith(OUR_LABELS) and source and (key, value) != (BASE_LABEL, _base_label(source)):
             faults.add(where, f'Labels beginning with "{OUR_LABELS}" are set by the service.')
+
+
+def _has_validation(job: TuningJob) -> bool:
+    spec = job.supervised_tuning_spec
+    return spec is not None and bool(spec.validation_dataset_uri)
 
 
 def _is_label(text: str) -> bool:
