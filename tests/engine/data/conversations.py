@@ -9,7 +9,7 @@ from typing import Any
 
 FAMILIES = Path(__file__).parent / "families"
 FAMILY_NAMES = tuple(sorted(folder.name for folder in FAMILIES.iterdir()))
-WITH_TOOLS = ("llama3", "qwen2", "qwen3")
+WITH_TOOLS = ("llama3", "llama31", "qwen2", "qwen3")
 SMALL_BASE = Path.home() / ".cache" / "sarto" / "models" / "smollm2-135m-instruct"
 
 
