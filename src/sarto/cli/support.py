@@ -54,7 +54,8 @@ NOTES: dict[str, str] = {
     "tuned_model_display_name": "At most 128 characters; one is made when it is absent.",
     "labels": "At most 64, copied to model and endpoints; `sarto-` is ours.",
     "output_uri": "Required for open models, which are copied there; refused for the others.",
-    "service_account": "Checked for its form and kept; runs use no account.",
+    "service_account": "Must exist, be fit for tuning, and be one you may act as; the run has its rights"
+    " in buckets. See [security.md](security.md).",
     "evaluation_config": "Also read inside the spec; see [evaluation.md](evaluation.md).",
     "supervised_tuning_spec.training_dataset_uri": "`gs://BUCKET/FILE.jsonl`; a managed dataset is refused by name.",
     "supervised_tuning_spec.tuning_mode": "`TUNING_MODE_PEFT_ADAPTER`; `TUNING_MODE_FULL` is refused.",

@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, leases, progress, publishing, run_specs
+from sarto.control import acting, events, leases, progress, publishing, run_specs
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
@@ -25,7 +25,7 @@ from sarto.control.validation import Plan
 from sarto.errors import DeadlineExceeded, Internal, SartoError
 from sarto.names import ResourceName
 from sarto.schema.runs import RunResult, RunSpec
-from sarto.schema.tuning_jobs import JobState
+from sarto.schema.tuning_jobs import JobState, TuningJob
 from sarto.storage.tables import experiment
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,8 @@ class Attempt:
         if row.state == str(CANCELLING):
             raise _Cancelled
         plan = Plan(**orjson.loads(row.run))
+        job = TuningJob.read(orjson.loads(row.resource))
+        acting.check_run(self.control, self.lease.project, job)
         spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan)
         run_folder = Path(spec.run_folder)
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
@@ -131,6 +133,7 @@ class Attempt:
         if result.error is not None:
             self._close(FAILED, result.error)
             return
+        acting.check_run(self.control, self.lease.project, job)
         publishing.settle(self.control, self.lease, result, run_folder)
         logger.info("job succeeded", extra={"job": self.lease.job, "attempt": self.lease.epoch})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from sarto.control import datasets, iam, tuning_jobs
+from sarto.control import acting, datasets, iam, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.control.run_specs import SPEC_FILE, TRANSLATION_TOKENS, tuning_parameters
@@ -43,6 +43,8 @@ def question(
         faults.append(FieldViolation("row", "Lines are counted from 1."))
     if faults:
         raise InvalidArgument.of(faults)
+    for uri in (check.training_dataset_uri, check.validation_dataset_uri):
+        acting.may_read(control, principal, project, uri)
     entry = control.catalog.find(check.base_model, "base_model")
     given = check.hyper_parameters or SupervisedHyperParameters()
     rank = given.adapter_size.rank if given.adapter_size else entry.rules.default_adapter_size

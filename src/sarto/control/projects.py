@@ -14,7 +14,7 @@ from functools import lru_cache
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control.roles import TUNING_AGENT
+from sarto.control.roles import AGENT_ROLES
 from sarto.errors import AlreadyExists, InvalidArgument
 from sarto.names import PROJECT
 from sarto.storage import tables
@@ -61,12 +61,8 @@ def insert(connection: Connection, project_id: str, now: float) -> Project:
     project = Project(project_id, str(100_000_000_000 + secrets.randbelow(900_000_000_000)), now)
     connection.execute(table.insert().values(number=project.number, id=project.id, create_time=now))
     _remembered.cache_clear()
-    agent = {
-        "resource": f"projects/{project.number}",
-        "role": TUNING_AGENT,
-        "member": f"serviceAccount:{project.agent}",
-    }
-    connection.execute(tables.binding.insert().values(**agent))
+    agent = {"resource": f"projects/{project.number}", "member": f"serviceAccount:{project.agent}"}
+    connection.execute(tables.binding.insert(), [{**agent, "role": role} for role in AGENT_ROLES])
     return project
 
 

@@ -18,6 +18,9 @@ class Role:
 
 SARTO_ADMIN = "roles/sarto.admin"
 TUNING_AGENT = "roles/aiplatform.tuningServiceAgent"
+OBJECT_ADMIN = "roles/storage.objectAdmin"
+AGENT_ROLES = (TUNING_AGENT, OBJECT_ADMIN)
+"""What a fresh project gives its service agent."""
 TOKEN_CREATOR = "roles/iam.serviceAccountTokenCreator"
 ACCOUNT_USER = "roles/iam.serviceAccountUser"
 PROJECT = "resourcemanager.projects.get"
@@ -35,10 +38,9 @@ ROLES: dict[str, Role] = {
     "roles/aiplatform.user": Role("Tune and use models", ("aiplatform.*", "cloudtranslate.*", PROJECT), POLICIES),
     "roles/aiplatform.viewer": Role("See, and change nothing", ("aiplatform.*.get", "aiplatform.*.list", PROJECT)),
     TUNING_AGENT: Role(
-        "What a run needs: its data and its output",
+        "What a run needs beside its buckets",
         (
-            "storage.buckets.get", "storage.objects.get", "storage.objects.list", "storage.objects.create",
-            "storage.objects.update", "storage.objects.delete", "aiplatform.models.get", "aiplatform.models.upload",
+            "aiplatform.models.get", "aiplatform.models.upload",
             "aiplatform.endpoints.create", "aiplatform.endpoints.deploy", "aiplatform.endpoints.get",
         ),
     ),
@@ -56,7 +58,7 @@ ROLES: dict[str, Role] = {
         "Make and delete keys of service accounts", ("iam.serviceAccountKeys.*", *ACCOUNTS)
     ),
     "roles/storage.admin": Role("Everything in buckets", ("storage.*",)),
-    "roles/storage.objectAdmin": Role("Read and write objects", ("storage.objects.*",)),
+    OBJECT_ADMIN: Role("Read and write objects", ("storage.objects.*",)),
     "roles/storage.objectCreator": Role("Store objects", ("storage.objects.create",)),
     "roles/storage.objectViewer": Role("Read objects", ("storage.objects.get", "storage.objects.list")),
     "roles/cloudkms.admin": Role("Manage keys, without using them", ("cloudkms.*",), ("cloudkms.*.useTo*",)),

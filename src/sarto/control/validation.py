@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from sarto.catalog import BaseModelEntry
-from sarto.control import custom_bases, datasets, resolution
+from sarto.control import acting, custom_bases, datasets, resolution
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied, Unimplemented
@@ -123,6 +123,8 @@ def accept(
     faults = _Faults()
     source = _source(control, principal, parent, job, faults)
     _check_words(job, faults)
+    if not faults.wrong:
+        acting.check_create(control, principal, project, job)
     _check_labels(job, source, faults)
     _check_specs(job, faults)
     job = _with_evaluation(job, faults)

@@ -32,8 +32,8 @@ from sarto.storage.objects import (
     check_bucket_name,
     check_object_name,
 )
-from sarto.storage.tables import bucket as bucket_table
 from sarto.storage.tables import meta, stored_object
+from sarto.storage.tables import bucket as bucket_table
 
 __all__ = ["Bucket", "Buckets", "Conditions", "Content", "Listing", "ObjectFields", "Spool", "StoredObject"]
 
@@ -117,7 +117,7 @@ class Buckets:
                 sa.select(stored_object.c.name).where(stored_object.c.bucket == name).limit(1)
             ).first():
                 raise NotEmpty(f'The bucket "{name}" you tried to delete is not empty; delete its objects first')
-            connection.execute(bucket_table.delete().where(bucket_table.c.name == name))
+            rows.delete_bucket(connection, found)
 
     # Objects: writing
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from sarto.errors import NotFound, PermissionDenied
 from sarto.storage.objects import Bucket, NoSuchBucket, ObjectFields, StoredObject, check_object_name
 from sarto.storage.tables import bucket as bucket_table
-from sarto.storage.tables import stored_object, upload_session
+from sarto.storage.tables import binding, stored_object, upload_session
 
 # Built once: to build a statement costs more than to run it.
 _BUCKET = sa.select(bucket_table).where(bucket_table.c.name == sa.bindparam("name"))
@@ -42,6 +42,13 @@ def visible(connection: Connection, name: str, project: str | None, *, writing: 
     if writing:
         raise PermissionDenied(f'The bucket "{name}" is for reading only; write to a bucket of your project')
     return found
+
+
+def delete_bucket(connection: Connection, found: Bucket) -> None:
+    """With its policy, which a later bucket of this name must not inherit."""
+    connection.execute(bucket_table.delete().where(bucket_table.c.name == found.name))
+    policy = f"projects/{found.project}/buckets/{found.name}"
+    connection.execute(binding.delete().where(binding.c.resource == policy))
 
 
 def find(connection: Connection, bucket: str, name: str) -> StoredObject | None:

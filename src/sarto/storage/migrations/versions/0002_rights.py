@@ -38,9 +38,10 @@ def upgrade() -> None:
         "'serviceAccount:' || email from service_account, project where service_account.project = project.number "
         "and role in ('roles/aiplatform.admin', 'roles/aiplatform.user')"
     )
-    op.execute(
-        "insert into binding (resource, role, member) select 'projects/' || number, "
-        f"'roles/aiplatform.tuningServiceAgent', 'serviceAccount:service-' || number || '@{AGENT}' from project"
-    )
+    for role in ("roles/aiplatform.tuningServiceAgent", "roles/storage.objectAdmin"):
+        op.execute(
+            "insert into binding (resource, role, member) select 'projects/' || number, "
+            f"'{role}', 'serviceAccount:service-' || number || '@{AGENT}' from project"
+        )
     op.drop_column("service_account", "role")
     op.add_column("service_account_key", sa.Column("valid_after", sa.Float(), nullable=True))
