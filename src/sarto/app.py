@@ -21,6 +21,7 @@ from sarto.api.http import Doors, Services
 from sarto.api.routes import ROUTES
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
+from sarto.control import keys as key_control
 from sarto.control import service_accounts
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
@@ -38,11 +39,14 @@ from sarto.settings import Settings
 from sarto.storage import migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.keys import KeyService
 from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 HANDLER_THREADS = 16
+TEND_KEYS_SECONDS = 5.0
 OnStarted = Callable[[Path], None]
 OnFailed = Callable[[Exception], None]
 FOLDERS = ("credentials", "runs", "adapters", "cache", "sockets", "logs")
@@ -112,7 +116,9 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         stack.push_async_callback(generator.close)
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
+        keys = _key_service(settings, database)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
+        await _tend_keys(stack, keys)
         services = Services(
             database=database,
             buckets=buckets,
@@ -120,6 +126,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             control=control,
             authenticator=Authenticator(database, address, settings.token_seconds),
             generator=generator,
+            keys=keys,
             threads=threads,
             max_body_bytes=settings.max_body_bytes,
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
@@ -165,6 +172,33 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
         await asyncio.gather(batches, return_exceptions=True)
 
     stack.push_async_callback(stop_batches)
+
+
+def _key_service(settings: Settings, database: Database) -> KeyService:
+    """Raises FailedPrecondition when the master key cannot be read."""
+    master = read_master(settings.home, settings.master_key.get_secret_value(), settings.master_key_file)
+    material = KeyMaterial(settings.home / "keys", master)
+    return KeyService(database, material, settings.external_keys, settings.vault_token.get_secret_value())
+
+
+async def _tend_keys(stack: AsyncExitStack, keys: KeyService) -> None:
+    """Destroys and rotates keys when they are due, as long as the service runs."""
+
+    async def tend() -> None:
+        while True:
+            try:
+                await asyncio.to_thread(key_control.tend, keys)
+            except Exception:
+                logger.exception("tending keys failed")
+            await asyncio.sleep(TEND_KEYS_SECONDS)
+
+    tending = asyncio.create_task(tend())
+
+    async def stop() -> None:
+        tending.cancel()
+        await asyncio.gather(tending, return_exceptions=True)
+
+    stack.push_async_callback(stop)
 
 
 def cores() -> int:

@@ -24,6 +24,8 @@ REGIONS = frozenset(
 )
 
 PROJECT = re.compile(r"[a-z][a-z0-9-]{2,28}[a-z0-9]|[0-9]{1,19}")
+KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
+"""Of key rings and keys."""
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from sarto.errors import InvalidArgument
 
@@ -64,6 +64,14 @@ class Settings(BaseModel):
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
     webhook_private_addresses: bool = False
     """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
+    master_key: SecretStr = SecretStr("")
+    """Master key of the local key service: 32 bytes in base64; empty means `master_key_file`."""
+    master_key_file: Path | None = None
+    """File with the master key, mode 600; default: one in the home, made when first asked for."""
+    external_keys: dict[str, str] = {}
+    """Keys of other key services: resource name to `hcvault://`, `gcp-kms://` or `aws-kms://` URI; in `config.toml`."""
+    vault_token: SecretStr = SecretStr("")
+    """Token for keys in a HashiCorp Vault."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -41,6 +41,7 @@ from sarto.schema.wire import Message, to_snake
 from sarto.serving.generator import Generator
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.keys import KeyService
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Services:
     control: Control
     threads: HandlerThreads
     max_body_bytes: int
+    keys: KeyService
     metadata_account: str
     """E-mail of the account that the metadata-server paths speak for; empty: they do not exist."""
 

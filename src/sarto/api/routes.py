@@ -12,6 +12,7 @@ from sarto.api import (
     experiments,
     gcs,
     generation,
+    keys,
     meta,
     models,
     openai,
@@ -323,5 +324,5 @@ ROUTES: list[Route] = [
     *ABOUT, *WHO,
     *policies.ROUTES, *service_accounts.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
-    *TRANSLATION, *openai.ROUTES, *gcs.ROUTES,
+    *TRANSLATION, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

@@ -312,3 +312,40 @@ webhook_delivery = Table(
     Index("webhook_delivery_due", "state", "not_before"),
     Index("webhook_delivery_of", "project", "webhook", "sequence"),
 )
+
+# Customer keys
+
+key_ring = Table(
+    "key_ring",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("location", String(32), primary_key=True),
+    Column("id", String(63), primary_key=True),
+    Column("create_time", Float, nullable=False),
+)
+crypto_key = Table(
+    "crypto_key",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("location", String(32), primary_key=True),
+    Column("ring", String(63), primary_key=True),
+    Column("id", String(63), primary_key=True),
+    Column("primary_version", Integer, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("next_rotation", Float),
+    Column("create_time", Float, nullable=False),
+)
+crypto_key_version = Table(
+    "crypto_key_version",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("location", String(32), primary_key=True),
+    Column("ring", String(63), primary_key=True),
+    Column("key", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("state", String(20), nullable=False),
+    Column("create_time", Float, nullable=False),
+    Column("destroy_time", Float),
+    Column("destroyed_at", Float),
+    Index("crypto_key_version_due", "state", "destroy_time"),
+)

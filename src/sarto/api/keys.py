@@ -1,0 +1,167 @@
+"""Key rings, keys and versions, in the shape of the key service's REST API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+from starlette.requests import Request
+
+from sarto.api.http import (
+    Reply,
+    in_thread,
+    listing,
+    page,
+    parent,
+    principal,
+    query,
+    read_json,
+    reply,
+    resource_name,
+    services,
+)
+from sarto.api.routing import Route
+from sarto.control import keys
+from sarto.errors import InvalidArgument
+from sarto.storage.keys import KeyName
+
+PAGE = ("page_size", "page_token")
+RINGS = "/{api}/projects/{project}/locations/{location}/keyRings"
+RING = f"{RINGS}/{{ring}}"
+KEYS = f"{RING}/cryptoKeys"
+KEY = f"{KEYS}/{{key}}"
+VERSIONS = f"{KEY}/cryptoKeyVersions"
+VERSION = f"{VERSIONS}/{{version}}"
+
+
+async def create_ring(request: Request) -> Reply:
+    await _body(request)
+    return reply(await _asked(request, keys.create_ring, parent(request), query(request).get("key_ring_id", "")))
+
+
+async def list_rings(request: Request) -> Reply:
+    return listing("keyRings", await _asked(request, keys.list_rings, parent(request, wildcard=True), *page(request)))
+
+
+async def get_ring(request: Request) -> Reply:
+    return reply(await _asked(request, keys.get_ring, _name(request)))
+
+
+async def create_key(request: Request) -> Reply:
+    body, name = await _body(request), _name(request, "/cryptoKeys")
+    return reply(await _asked(request, keys.create_key, name, query(request).get("crypto_key_id", ""), body))
+
+
+async def list_keys(request: Request) -> Reply:
+    name = _name(request, "/cryptoKeys")
+    return listing("cryptoKeys", await _asked(request, keys.list_keys, name, *page(request)))
+
+
+async def get_key(request: Request) -> Reply:
+    return reply(await _asked(request, keys.get_key, _name(request)))
+
+
+async def update_key(request: Request) -> Reply:
+    body, name = await _body(request), _name(request)
+    return reply(await _asked(request, keys.update_key, name, body, _mask(request)))
+
+
+async def set_primary(request: Request) -> Reply:
+    body, name = await _body(request), _name(request)
+    return reply(await _asked(request, keys.set_primary, name, str(body.get("cryptoKeyVersionId", ""))))
+
+
+async def create_version(request: Request) -> Reply:
+    await _body(request)
+    return reply(await _asked(request, keys.create_version, _name(request, "/cryptoKeyVersions")))
+
+
+async def list_versions(request: Request) -> Reply:
+    name = _name(request, "/cryptoKeyVersions")
+    return listing("cryptoKeyVersions", await _asked(request, keys.list_versions, name, *page(request)))
+
+
+async def get_version(request: Request) -> Reply:
+    return reply(await _asked(request, keys.get_version, _name(request)))
+
+
+async def update_version(request: Request) -> Reply:
+    body, name = await _body(request), _name(request)
+    if _mask(request) != ["state"]:
+        raise InvalidArgument.field("update_mask", "Only state can be changed; write updateMask=state.")
+    return reply(await _asked(request, keys.set_state, name, str(body.get("state", ""))))
+
+
+async def destroy_version(request: Request) -> Reply:
+    await _body(request)
+    return reply(await _asked(request, keys.destroy, _name(request)))
+
+
+async def restore_version(request: Request) -> Reply:
+    await _body(request)
+    return reply(await _asked(request, keys.restore, _name(request)))
+
+
+async def _asked(request: Request, function: Callable[..., Any], *args: Any) -> Any:
+    return await in_thread(request, function, services(request).keys, principal(request), *args)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise InvalidArgument("The request body must be a JSON object.")
+    return body
+
+
+def _name(request: Request, behind: str = "") -> KeyName:
+    return KeyName.parse(resource_name(request).removesuffix(behind))
+
+
+def _mask(request: Request) -> list[str]:
+    fields = [to_camel(part.strip()) for part in query(request).get("update_mask", "").split(",") if part.strip()]
+    if not fields:
+        raise InvalidArgument.field("update_mask", "Required field is not set.")
+    return fields
+
+
+ROUTES = [
+    Route(
+        "POST", RINGS, create_ring, "cloudkms.keyRings.create", "Create a key ring",
+        {"type": "object"}, query=("key_ring_id",),
+    ),
+    Route("GET", RINGS, list_rings, "cloudkms.keyRings.list", "List key rings", query=PAGE),
+    Route("GET", RING, get_ring, "cloudkms.keyRings.get", "Get a key ring"),
+    Route(
+        "POST", KEYS, create_key, "cloudkms.cryptoKeys.create", "Create a key with its first version",
+        {"type": "object"}, query=("crypto_key_id",),
+    ),
+    Route("GET", KEYS, list_keys, "cloudkms.cryptoKeys.list", "List keys", query=PAGE),
+    Route("GET", KEY, get_key, "cloudkms.cryptoKeys.get", "Get a key"),
+    Route(
+        "PATCH", KEY, update_key, "cloudkms.cryptoKeys.update", "Change a key's labels or rotation",
+        {"type": "object"}, query=("update_mask",),
+    ),
+    Route(
+        "POST", f"{KEY}:updatePrimaryVersion", set_primary, "cloudkms.cryptoKeys.update",
+        "Let another version wrap from now on", {"type": "object"},
+    ),
+    Route(
+        "POST", VERSIONS, create_version, "cloudkms.cryptoKeyVersions.create", "Add a version to a key",
+        {"type": "object"},
+    ),
+    Route("GET", VERSIONS, list_versions, "cloudkms.cryptoKeyVersions.list", "List a key's versions", query=PAGE),
+    Route("GET", VERSION, get_version, "cloudkms.cryptoKeyVersions.get", "Get a version of a key"),
+    Route(
+        "PATCH", VERSION, update_version, "cloudkms.cryptoKeyVersions.update", "Enable or disable a version",
+        {"type": "object"}, query=("update_mask",),
+    ),
+    Route(
+        "POST", f"{VERSION}:destroy", destroy_version, "cloudkms.cryptoKeyVersions.destroy",
+        "Schedule the destruction of a version's material", {"type": "object"},
+    ),
+    Route(
+        "POST", f"{VERSION}:restore", restore_version, "cloudkms.cryptoKeyVersions.restore",
+        "Take a scheduled destruction back", {"type": "object"},
+    ),
+]  # fmt: skip

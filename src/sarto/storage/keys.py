@@ -1,0 +1,144 @@
+"""The local key service: what wraps and opens data keys under a customer key, as long as the key's state allows.
+
+Key rings, keys and versions are rows; their material lies in `key_material`. Knows no caller: `control.keys` asks who.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+import tink
+from sqlalchemy.engine import Connection
+
+from sarto.errors import FailedPrecondition, InvalidArgument, NotFound
+from sarto.names import KEY_ID, check_location, check_project
+from sarto.storage import external_keys
+from sarto.storage.database import Database
+from sarto.storage.key_material import KeyMaterial
+from sarto.storage.tables import crypto_key, crypto_key_version
+
+ENABLED, DISABLED = "ENABLED", "DISABLED"
+DESTROY_SCHEDULED, DESTROYED = "DESTROY_SCHEDULED", "DESTROYED"
+VERSION_BYTES = 4
+EXTERNAL = (0).to_bytes(VERSION_BYTES, "big")
+
+
+@dataclass(frozen=True)
+class KeyName:
+    """`projects/P/locations/L/keyRings/R[/cryptoKeys/K[/cryptoKeyVersions/N]]`; what is not written is empty or 0."""
+
+    project: str
+    location: str
+    ring: str
+    key: str = ""
+    version: int = 0
+
+    def __str__(self) -> str:
+        text = f"projects/{self.project}/locations/{self.location}/keyRings/{self.ring}"
+        text += f"/cryptoKeys/{self.key}" if self.key else ""
+        return text + (f"/cryptoKeyVersions/{self.version}" if self.version else "")
+
+    @classmethod
+    def parse(cls, text: str) -> KeyName:
+        """Raises InvalidArgument for what is no such name."""
+        parts = text.split("/")
+        words = ("projects", "locations", "keyRings", "cryptoKeys", "cryptoKeyVersions")
+        if len(parts) not in (6, 8, 10) or tuple(parts[::2]) != words[: len(parts) // 2]:
+            raise InvalidArgument(
+                f'"{text}" is not of the form projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY'
+            )
+        for name in parts[5:8:2]:
+            if not KEY_ID.fullmatch(name):
+                raise InvalidArgument(f'"{name}" is not a key id: 1 to 63 letters, digits, "_" and "-"')
+        version = parts[9] if len(parts) == 10 else "0"
+        if not (version.isascii() and version.isdigit() and len(version) < 8):
+            raise InvalidArgument(f'"{version}" is not a key version; versions are numbers from 1')
+        key = parts[7] if len(parts) > 6 else ""
+        return cls(check_project(parts[1]), check_location(parts[3]), parts[5], key, int(version))
+
+    def version_name(self, version: int) -> KeyName:
+        return KeyName(self.project, self.location, self.ring, self.key, version)
+
+
+@dataclass(frozen=True)
+class KeyService:
+    """Wraps under keys by their name with the project's number. `external` maps names to URIs of other services."""
+
+    database: Database
+    material: KeyMaterial
+    external: Mapping[str, str] = field(default_factory=dict)
+    vault_token: str = field(default="", repr=False)
+
+    def wrap(self, key: str, secret: bytes, context: bytes) -> bytes:
+        """The secret under the key's primary version. Raises FailedPrecondition, NotFound."""
+        if key in self.external:
+            return EXTERNAL + external_keys.wrap(self.external[key], secret, context, self.vault_token)
+        name = KeyName.parse(key)
+        version = self.primary(name)
+        primitive = self.material.primitive(str(name.version_name(version)))
+        return version.to_bytes(VERSION_BYTES, "big") + bytes(primitive.encrypt(secret, context))
+
+    def unwrap(self, key: str, wrapped: bytes, context: bytes) -> bytes:
+        """Raises FailedPrecondition when the version it was wrapped under cannot be used, or it is not its secret."""
+        version, body = wrapped[:VERSION_BYTES], wrapped[VERSION_BYTES:]
+        if version == EXTERNAL:
+            if key not in self.external:
+                raise FailedPrecondition(f"{key} is not in external_keys of this server's settings any more.")
+            return external_keys.unwrap(self.external[key], body, context, self.vault_token)
+        name = KeyName.parse(key).version_name(int.from_bytes(version, "big"))
+        with self.database.reading() as connection:
+            check_usable(find_version(connection, name), name)
+        try:
+            return bytes(self.material.primitive(str(name)).decrypt(body, context))
+        except tink.TinkError:
+            raise FailedPrecondition(f"What {name} should open was changed or moved.") from None
+
+    def primary(self, name: KeyName) -> int:
+        """The number of the key's primary version. Raises FailedPrecondition when it cannot be used, NotFound."""
+        with self.database.reading() as connection:
+            key = find_key(connection, name)
+            primary = name.version_name(key.primary_version)
+            check_usable(find_version(connection, primary), primary)
+        return int(key.primary_version)
+
+
+def find_key(connection: Connection, name: KeyName, *, lock: bool = False) -> sa.Row[Any]:
+    """Raises NotFound."""
+    query = sa.select(crypto_key).where(
+        crypto_key.c.project == name.project,
+        crypto_key.c.location == name.location,
+        crypto_key.c.ring == name.ring,
+        crypto_key.c.id == name.key,
+    )
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise NotFound(f"CryptoKey {KeyName(name.project, name.location, name.ring, name.key)} not found.")
+    return row
+
+
+def versions_of(name: KeyName) -> sa.ColumnElement[bool]:
+    """The condition on rows of one version, or where the name has none, of all of a key's."""
+    table = crypto_key_version
+    condition = sa.and_(
+        table.c.project == name.project,
+        table.c.location == name.location,
+        table.c.ring == name.ring,
+        table.c.key == name.key,
+    )
+    return sa.and_(condition, table.c.version == name.version) if name.version else condition
+
+
+def find_version(connection: Connection, name: KeyName) -> sa.Row[Any]:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(crypto_key_version).where(versions_of(name))).first()
+    if row is None:
+        raise NotFound(f"CryptoKeyVersion {name} not found.")
+    return row
+
+
+def check_usable(row: sa.Row[Any], name: KeyName) -> None:
+    if row.state != ENABLED:
+        raise FailedPrecondition(f"{name} is not enabled, current state is: {row.state}.")
