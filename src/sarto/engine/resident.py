@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from sarto.engine import run
-from sarto.engine.families.decoder import Decoder
+from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.load import load_base
 from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.tuning.memory import free_memory_bytes
-from sarto.schema.runs import BaseWeights, RunSpec
+from sarto.schema.runs import RunSpec
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ class Resident:
     def __init__(self, requests: socket.socket, idle_seconds: float) -> None:
         self._requests, self._idle_seconds = requests, idle_seconds
         self._runs: dict[int, socket.socket] = {}
-        self._loaded: tuple[BaseWeights, Decoder] | None = None
+        self._loaded: run.Loaded | None = None
 
     def serve(self) -> None:
         """Then every run is killed by the kernel, or sees its connection close."""
@@ -89,17 +89,19 @@ class Resident:
         return True
 
     def _preload(self, spec: RunSpec) -> None:
-        """Keep the base of the latest run, at the precision this processor works in."""
-        if torch.cuda.device_count() or (self._loaded and self._loaded[0] == spec.base):
+        """Keep tokenizer and weights of the latest run's base, at the precision this processor works in."""
+        if self._loaded and self._loaded.base == spec.base:
             return
         self._loaded = None
+        tokenizer = ChatTokenizer.load(spec.base.folder)
+        self._loaded = run.Loaded(spec.base, tokenizer, None)
         device = torch.device("cpu")
         size = sum(file.stat().st_size for file in Path(spec.base.folder).glob("*.safetensors"))
-        if size > KEPT_SHARE * free_memory_bytes(device):
+        if torch.cuda.device_count() or size > KEPT_SHARE * free_memory_bytes(device):
             return
         decoder = load_base(spec.base, native_dtype(device), device)
         decoder.ops = choose_operations(device)
-        self._loaded = (spec.base, decoder)
+        self._loaded = run.Loaded(spec.base, tokenizer, decoder)
 
     def _become_run(self, connection: socket.socket, log: int, path: str) -> None:
         """In the child, never to return."""

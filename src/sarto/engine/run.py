@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,17 @@ CERTIFIED_ROWS = 4
 RESULT_FILE = "result.json"
 
 
-def main(arguments: list[str], loaded: tuple[BaseWeights, Decoder] | None = None) -> int:
-    """`loaded`: a base that is in memory already, taken if it is the one this run needs."""
+@dataclass(frozen=True)
+class Loaded:
+    """A base that is in memory already; without a decoder where runs load that themselves."""
+
+    base: BaseWeights
+    tokenizer: ChatTokenizer
+    decoder: Decoder | None
+
+
+def main(arguments: list[str], loaded: Loaded | None = None) -> int:
+    """`loaded` is taken if it is the base this run needs."""
     spec = RunSpec.model_validate_json(Path(arguments[0]).read_bytes())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
     threading.Thread(target=_watch_parent, daemon=True).start()
@@ -60,7 +70,7 @@ def main(arguments: list[str], loaded: tuple[BaseWeights, Decoder] | None = None
     torch.set_num_threads(spec.threads)
     started = time.monotonic()
     try:
-        result = run(spec, loaded[1] if loaded and loaded[0] == spec.base else None)
+        result = run(spec, loaded if loaded and loaded.base == spec.base else None)
     except USER_FAULTS as error:
         logger.info("run refused", extra={"job": spec.job, "fault": error.message})
         result = RunResult(error=error.to_status())
@@ -70,7 +80,7 @@ def main(arguments: list[str], loaded: tuple[BaseWeights, Decoder] | None = None
     return 0
 
 
-def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
+def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
     """Prepare the data, tune, keep the checkpoints. Raises one of USER_FAULTS for what the user can mend."""
     folder = Path(spec.run_folder)
     resume = Path(spec.resume_folder) if spec.resume_folder else None
@@ -79,7 +89,8 @@ def run(spec: RunSpec, decoder: Decoder | None = None) -> RunResult:
         journal.say("phase", phase="PROCESSING_DATASET")
         if spec.base_source and not (Path(spec.base.folder) / DIGEST_FILE).exists():
             convert_hub(Path(spec.base_source), Path(spec.base.folder))
-        tokenizer = ChatTokenizer.load(Path(spec.base.folder))
+        tokenizer = loaded.tokenizer if loaded else ChatTokenizer.load(Path(spec.base.folder))
+        decoder = loaded.decoder if loaded else None
         training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples, "training")
         validation = None
         if spec.validation_dataset is not None:
