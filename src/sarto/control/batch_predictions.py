@@ -110,14 +110,8 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> dict[s
         if JobState(row.state) not in FINAL_STATES:
             raise FailedPrecondition(f"{name} is {row.state}; cancel it, and delete it when it has ended.")
         connection.execute(table.delete().where(table.c.project == project, table.c.id == name.id))
-        return operations.done(
-            connection,
-            LocationName(project, row.location),
-            f"{JOBS}/{row.id}",
-            "DeleteOperationMetadata",
-            {"@type": operations.EMPTY},
-            control.database.now(connection),
-        )
+        now = control.database.now(connection)
+        return operations.deleted(connection, LocationName(project, row.location), f"{JOBS}/{row.id}", now)
 
 
 def write(connection: Connection, row: AnyRow, now: float, state: JobState, changes: dict[str, Any]) -> bool:

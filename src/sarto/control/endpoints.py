@@ -75,14 +75,8 @@ def delete(control: Control, principal: Principal, name: ResourceName) -> dict[s
                 f"Endpoint {name} has a deployed model; undeploy deployedModelId {row.id} first, or delete the model."
             )
         connection.execute(endpoint.delete().where(endpoint.c.project == project, endpoint.c.id == row.id))
-        return operations.done(
-            connection,
-            LocationName(project, row.location),
-            f"endpoints/{row.id}",
-            "DeleteOperationMetadata",
-            {"@type": operations.EMPTY},
-            control.database.now(connection),
-        )
+        now = control.database.now(connection)
+        return operations.deleted(connection, LocationName(project, row.location), f"endpoints/{row.id}", now)
 
 
 def _find(connection: Connection, project: str, name: ResourceName) -> AnyRow:

@@ -244,11 +244,4 @@ def _delete_version(connection: Connection, row: AnyRow) -> Leftovers:
 
 
 def _deleted(control: Control, connection: Connection, name: ResourceName) -> dict[str, Any]:
-    return operations.done(
-        connection,
-        name.parent,
-        f"models/{name.id}",
-        "DeleteOperationMetadata",
-        {"@type": operations.EMPTY},
-        control.database.now(connection),
-    )
+    return operations.deleted(connection, name.parent, f"models/{name.id}", control.database.now(connection))

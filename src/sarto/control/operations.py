@@ -55,6 +55,11 @@ def done(
     return resource
 
 
+def deleted(connection: Connection, about: LocationName, parent: str, now: float) -> dict[str, Any]:
+    """Record that `parent` was deleted; gives the JSON of the finished operation."""
+    return done(connection, about, parent, "DeleteOperationMetadata", {"@type": EMPTY}, now)
+
+
 def get(control: Control, principal: Principal, name: str) -> dict[str, Any]:
     """By `projects/P/locations/L/[…/]operations/ID`. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.get")
