@@ -23,6 +23,7 @@ from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control import keys as key_control
 from sarto.control import service_accounts
+from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
 from sarto.control.context import Control, Limits
@@ -119,6 +120,9 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         keys = _key_service(settings, database)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
         await _tend_keys(stack, keys)
+        audit_log = AuditLog(database, settings.audit_data_access)
+        audit_log.start()
+        stack.push_async_callback(asyncio.to_thread, audit_log.stop)
         services = Services(
             database=database,
             buckets=buckets,
@@ -129,6 +133,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             keys=keys,
             threads=threads,
             max_body_bytes=settings.max_body_bytes,
+            audit_log=audit_log,
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file

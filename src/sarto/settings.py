@@ -56,6 +56,8 @@ class Settings(BaseModel):
     """How long a supervisor may be silent before its jobs are taken over."""
     token_seconds: int = 3600
     """Life of an access token, in seconds."""
+    audit_data_access: bool = False
+    """Record reads and use of data in the audit log too; acts that change something and refusals always are."""
     metadata_server: bool = False
     """Answer the metadata-server paths, as the administrator, for programs on this machine that insist on them."""
     resume_seconds: float = 30.0

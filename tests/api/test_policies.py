@@ -147,3 +147,26 @@ async def _last(home: Path) -> None:
         for method, path in (("POST", f"{url}:disable"), ("DELETE", url)):
             answer = await place.ask("admin", method, path)
             assert answer.status_code == 400 and "only administrator" in answer.text
+
+
+def test_the_log_of_a_project_is_for_those_who_may_read_it(tmp_path: Path) -> None:
+    asyncio.run(_log(tmp_path))
+
+
+async def _log(home: Path) -> None:
+    async with house(home) as place:
+        place.account("owner-account", "roles/owner")
+        place.account("viewer-account", VIEWER)
+        await place.ask("owner-account", "POST", f"{PROJECT}/serviceAccounts", {"accountId": "worker-one"})
+        await place.ask("viewer-account", "POST", f"{PROJECT}/serviceAccounts", {"accountId": "worker-two"})
+        body = {"resourceNames": ["projects/demo"]}
+        assert (await place.ask("viewer-account", "POST", "/v2/entries:list", body)).status_code == 403
+        until = time.monotonic() + 5
+        found: list[dict[str, object]] = []
+        while len(found) < 3:
+            answer = await place.ask("owner-account", "POST", "/v2/entries:list", body)
+            found = answer.json().get("entries", [])
+            assert time.monotonic() < until
+        codes = {(one["protoPayload"]["methodName"], one["protoPayload"]["status"].get("code", 0)) for one in found}  # type: ignore[index]
+        create = "google.iam.admin.v1.CreateServiceAccount"
+        assert {(create, 0), (create, 7)} <= codes

@@ -11,6 +11,7 @@ import logging
 import secrets
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from starlette.types import Message as Event
 from sarto.api.routing import PUBLIC, Route, Router
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
+from sarto.control.audit import CURRENT, Call
+from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator, Principal
 from sarto.control.context import Control
 from sarto.errors import (
@@ -48,6 +51,8 @@ logger = logging.getLogger(__name__)
 JSON = b"application/json; charset=UTF-8"
 GZIP_MIN_BYTES = 32
 NO_CONTENT = (204, 304)
+RPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 429: 8, 500: 13, 503: 14}
+"""Of answers that handlers made of errors themselves."""
 BOM = b"\xef\xbb\xbf"
 CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "iso-8859-1", "latin1", "windows-1252", "utf-16"))
 METHOD_OVERRIDE = b"x-http-method-override"
@@ -72,6 +77,7 @@ class Services:
     threads: HandlerThreads
     max_body_bytes: int
     keys: KeyService
+    audit_log: AuditLog
     metadata_account: str
     """E-mail of the account that the metadata-server paths speak for; empty: they do not exist."""
 
@@ -87,7 +93,7 @@ def principal(request: Request) -> Principal:
 
 async def in_thread(request: Request, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run what blocks (the database, files) beside the event loop."""
-    call = partial(function, *args, **kwargs) if kwargs else partial(function, *args)
+    call = partial(copy_context().run, function, *args, **kwargs)  # the audit log follows a request into its thread
     threads = services(request).threads
     run = threads.read if request.method in ("GET", "HEAD") else threads.write
     return await asyncio.wrap_future(run(call))
@@ -292,7 +298,7 @@ class Doors:
             await send(event)
 
         try:
-            answer = await self._answer(scope, receive)
+            answer = await self._answer(scope, receive, request_id)
             await answer(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.info("client disconnected", extra={"request": request_id})
@@ -307,7 +313,7 @@ class Doors:
                 raise
             await failure(shown)(scope, receive, send_with_id)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
+    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
         raw_path = scope.get("raw_path") or scope["path"].encode()
         if scope["method"] == "POST":
             asked = (value for name, value in scope["headers"] if name == METHOD_OVERRIDE)
@@ -317,10 +323,12 @@ class Doors:
         scope["path_params"] = values
         scope["sarto.route"] = route
         scope["sarto.services"] = self.services
+        scope["sarto.request_id"] = request_id
         scope["sarto.query"] = _query(scope["query_string"], route)
         request = Request(scope, receive)
         if route.permission != PUBLIC:
             scope["sarto.principal"] = await self._who(request)
+            return await _recorded(request, route)
         return await route.handler(request)
 
     async def _who(self, request: Request) -> Principal:
@@ -334,6 +342,27 @@ class Doors:
         authenticator = services(request).authenticator
         known = authenticator.remembered(bearer)
         return known if known is not None else await in_thread(request, authenticator.authenticate, bearer)
+
+
+async def _recorded(request: Request, route: Route) -> ASGIApp:
+    """The answer, and in the audit log what was decided for it."""
+    scope, log = request.scope, services(request).audit_log
+    version = "v1beta1" if scope["path"].startswith("/v1beta1/") else "v1"
+    call = Call(scope["sarto.request_id"], (scope.get("client") or ("",))[0], version)
+    mine = CURRENT.set(call)
+    try:
+        answer = await route.handler(request)
+    except SartoError as error:
+        log.finish(call, error.code, error.message)
+        raise
+    except Exception:
+        log.finish(call, Internal.code, "internal error")
+        raise
+    finally:
+        CURRENT.reset(mine)
+    status = answer.status if isinstance(answer, Reply) else 200
+    log.finish(call, RPC_CODES.get(status, 2) if status >= 400 else 0)
+    return answer
 
 
 def _query(raw: bytes, route: Route) -> dict[str, str]:

@@ -6,6 +6,7 @@ The permission is what the control function behind the handler asks for; the API
 from __future__ import annotations
 
 from sarto.api import (
+    audit,
     batch_predictions,
     datasets,
     endpoints,
@@ -322,7 +323,7 @@ TRANSLATION = [
 
 ROUTES: list[Route] = [
     *ABOUT, *WHO,
-    *policies.ROUTES, *service_accounts.ROUTES,
+    *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

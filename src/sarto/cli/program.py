@@ -10,7 +10,7 @@ import typer
 
 import sarto
 from sarto import settings
-from sarto.cli import auth, data, iam, jobs, keys, models, output, projects, webhooks
+from sarto.cli import audit, auth, data, iam, jobs, keys, models, output, projects, webhooks
 from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
@@ -72,6 +72,7 @@ app.add_typer(projects.app, name="projects")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(data.app, name="data")
 app.add_typer(iam.app, name="iam")
+app.add_typer(audit.app, name="audit")
 app.add_typer(auth.app, name="auth")
 app.add_typer(keys.app, name="kms")
 

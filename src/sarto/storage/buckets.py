@@ -32,8 +32,8 @@ from sarto.storage.objects import (
     check_bucket_name,
     check_object_name,
 )
-from sarto.storage.tables import meta, stored_object
 from sarto.storage.tables import bucket as bucket_table
+from sarto.storage.tables import meta, stored_object
 
 __all__ = ["Bucket", "Buckets", "Conditions", "Content", "Listing", "ObjectFields", "Spool", "StoredObject"]
 

@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from sarto.errors import NotFound, PermissionDenied
 from sarto.storage.objects import Bucket, NoSuchBucket, ObjectFields, StoredObject, check_object_name
-from sarto.storage.tables import bucket as bucket_table
 from sarto.storage.tables import binding, stored_object, upload_session
+from sarto.storage.tables import bucket as bucket_table
 
 # Built once: to build a statement costs more than to run it.
 _BUCKET = sa.select(bucket_table).where(bucket_table.c.name == sa.bindparam("name"))

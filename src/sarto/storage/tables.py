@@ -69,8 +69,10 @@ audit_entry = Table(
     metadata,
     Column("sequence", Big, primary_key=True, autoincrement=True),
     Column("position", Big, unique=True),
+    Column("project", String(20), nullable=False),
     Column("entry", Text, nullable=False),
     Column("hash", String(64)),
+    Index("audit_entry_of", "project", "sequence"),
 )
 
 # Embedded buckets

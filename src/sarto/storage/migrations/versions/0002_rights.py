@@ -24,11 +24,13 @@ def upgrade() -> None:
         "audit_entry",
         sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False, autoincrement=True),
         sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("project", sa.String(length=20), nullable=False),
         sa.Column("entry", sa.Text(), nullable=False),
         sa.Column("hash", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("sequence"),
         sa.UniqueConstraint("position"),
     )
+    op.create_index("audit_entry_of", "audit_entry", ["project", "sequence"], unique=False)
     op.execute(
         "insert into binding (resource, role, member) select case when role = 'roles/sarto.admin' then 'service' "
         "else 'projects/' || project end, role, 'serviceAccount:' || email from service_account"
