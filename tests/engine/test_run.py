@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetRef, Progress, RunResult, RunSpec, TuningParameters
+from sarto.schema.runs import (
+    EVALUATION_FOLDER,
+    REPORT_FILE,
+    BaseWeights,
+    DatasetRef,
+    EvaluationPlan,
+    Progress,
+    RunResult,
+    RunSpec,
+    TuningParameters,
+)
 from tests.tiny import make_tiny_base
 
 PROGRAM = [sys.executable, "-m", "sarto.engine.run"]
@@ -243,3 +253,99 @@ def test_the_run_imports_neither_transformers_nor_the_other_half(tmp_path: Path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
+
+
+CONFIG = {
+    "metrics": [{"exactMatchSpec": {}, "aggregationMetrics": ["AVERAGE"]}, {"rougeSpec": {"rougeType": "rougeL"}}],
+    "outputConfig": {"gcsDestination": {"outputUriPrefix": "gs://b/eval"}},
+}
+EVALUATED = EvaluationPlan(config=CONFIG, output_uri="gs://b/eval/7")
+
+
+def assessments(spec: RunSpec) -> list[tuple[str, Any]]:
+    return [(line.assessment.checkpoint_id, line.assessment.run) for line in progress(spec) if line.assessment]
+
+
+def test_every_checkpoint_is_evaluated_and_the_report_compares_them_with_the_base(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny, tmp_path / "job", evaluation=EVALUATED)
+    result = finish(spec)
+    assert result.error is None
+    assert result.has_report
+    runs = dict(assessments(spec))
+    assert list(runs) == ["1", "2", "3"]
+    for number, run in runs.items():
+        assert run["checkpointId"] == number
+        assert "error" not in run
+        response = run["evaluateDatasetResponse"]
+        assert response["outputInfo"]["gcsOutputDirectory"] == f"gs://b/eval/7/checkpoint-{number}"
+        assert [each["aggregationMetric"] for each in response["aggregationOutput"]["aggregationResults"]] == [
+            "AVERAGE", "AVERAGE", "STANDARD_DEVIATION",
+        ]  # fmt: skip
+    folder = tmp_path / "job" / "resume" / EVALUATION_FOLDER
+    report = json.loads((folder / "report" / "report.json").read_bytes())
+    base, *checkpoints = report["systems"]
+    assert base["name"] == "base"
+    assert [each["name"] for each in checkpoints] == ["checkpoint 1", "checkpoint 2", "checkpoint 3"]
+    assert base["validationLoss"] > checkpoints[-1]["validationLoss"]
+    assert report["rows"] == 6
+    assert report["best"]["name"] == f"checkpoint {result.best_checkpoint_id}"
+    assert (folder / "report" / "report.html").read_text().startswith("<!doctype html>")
+    assert len((folder / "checkpoint-2" / "row_results.jsonl").read_bytes().splitlines()) == 6
+
+
+def test_a_killed_run_evaluates_no_finished_checkpoint_again_and_finds_the_same(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    whole = make_spec(tiny, tmp_path / "whole", evaluation=EVALUATED)
+    finish(whole)
+    first = make_spec(tiny, tmp_path / "job", evaluation=EVALUATED)
+    kill_after(first, 8)
+    answers = tmp_path / "job" / "resume" / EVALUATION_FOLDER / "answers"
+    before = {path.name: path.stat().st_mtime_ns for path in answers.iterdir()}
+    assert len(before) == 2
+    second = make_spec(tiny, tmp_path / "job", epoch=2, evaluation=EVALUATED)
+    finish(second)
+    after = {path.name: path.stat().st_mtime_ns for path in answers.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert assessments(second) == assessments(whole)
+
+
+def test_an_evaluation_that_cannot_be_made_leaves_its_error_and_the_run_its_checkpoints(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    wrong = {"metrics": [{"pointwiseMetricSpec": {"metricPromptTemplate": "Rate {response} for {mood}"}}]}
+    spec = make_spec(tiny, tmp_path / "job", evaluation=EvaluationPlan(config=wrong))
+    result = finish(spec)
+    assert result.error is None
+    assert len(result.checkpoints) == 3
+    for _, run in assessments(spec):
+        assert "mood" in run["error"]["message"]
+
+
+def test_a_judge_is_the_base_where_none_is_named_and_says_how_its_samples_agree(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    template = "Question: {prompt}\nA: {response}\nB: {baseline_model_response}"
+    config = {
+        "metrics": [
+            {"pairwiseMetricSpec": {"metricPromptTemplate": template}},
+            {
+                "pointwiseMetricSpec": {"metricPromptTemplate": "Rate from 1 to 5: {response}"},
+                "metadata": {"scoreRange": {"min": 1, "max": 5, "step": 1}},
+            },
+        ],
+        "autoraterConfig": {"samplingCount": 2, "generationConfig": {"maxOutputTokens": 48}},
+    }
+    spec = make_spec(tiny, tmp_path / "job", evaluation=EvaluationPlan(config=config), parameters={"epoch_count": 1})
+    assert finish(spec).has_report
+    [(_, run)] = assessments(spec)
+    assert "error" not in run
+    mode, average, deviation = run["evaluateDatasetResponse"]["aggregationOutput"]["aggregationResults"]
+    assert mode["pairwiseMetricResult"]["pairwiseChoice"] in ("BASELINE", "CANDIDATE", "TIE")
+    assert 1 <= average["pointwiseMetricResult"]["score"] <= 5
+    assert deviation["aggregationMetric"] == "STANDARD_DEVIATION"
+    folder = tmp_path / "job" / "resume" / EVALUATION_FOLDER / "checkpoint-1"
+    metrics = json.loads((folder / "aggregation_results.json").read_bytes())["metrics"]
+    assert all("krippendorffAlpha" in metric and "weak" in metric["note"] for metric in metrics)

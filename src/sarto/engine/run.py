@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sarto.catalog import DIGEST_FILE
+from sarto.engine.assessing import Assessing, measures
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.blocks import read_line
 from sarto.engine.data.forecast import BaseShape
@@ -31,6 +33,7 @@ from sarto.engine.data.machine import measure
 from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.evaluation.report import Report
 from sarto.engine.families.convert import convert_hub
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.serving.certificate import certify
@@ -41,7 +44,15 @@ from sarto.engine.tuning.session import Rows, Session
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
 from sarto.failpoints import around
 from sarto.schema.examples import parse_line
-from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetRef, ParityCertificate, RunResult, RunSpec
+from sarto.schema.runs import (
+    REPORT_FILE,
+    BaseWeights,
+    CheckpointRecord,
+    DatasetRef,
+    ParityCertificate,
+    RunResult,
+    RunSpec,
+)
 
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
@@ -100,11 +111,11 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
         parameters = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
         stats = training.stats(parameters.total_steps)
         journal.say("data", data=stats)
-        report = data_report(
+        about_data = data_report(
             training, validation, spec.base, shape, spec.parameters,
             max_tokens=spec.max_tokens_per_example, machine=measure(spec.threads),
         )  # fmt: skip
-        _write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
+        _write_whole(folder / REPORT_FILE, json.dumps(about_data, ensure_ascii=False))
         check_usable(training, validation)
         session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
         journal.say("parameters", parameters=session.parameters)
@@ -113,11 +124,14 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
             folder, resume, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name,
             certify=_certifier(spec, session, validation or training),
         )  # fmt: skip
-        session.tune(journal, keeper)
+        assessing = _assessing(spec, session, journal)
+        session.tune(journal, keeper, partial(_assess, assessing, journal) if assessing else None)
         journal.say("phase", phase="POST_PROCESSING")
-        best, reason = best_checkpoint(keeper.checkpoints)
+        report = assessing.finish(keeper.checkpoints) if assessing else None
+        best, reason = _best(report, keeper)
         return RunResult(
             checkpoints=keeper.checkpoints,
+            has_report=report is not None,
             best_checkpoint_id=best,
             best_reason=reason,
             data=stats,
@@ -135,6 +149,24 @@ def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_e
         dataset, tokenizer, max_tokens=spec.max_tokens_per_example, cache_folder=spec.cache_folder,
         data_format=spec.data_format, limits=limits, processes=spec.threads,
     )  # fmt: skip
+
+
+def _assessing(spec: RunSpec, session: Session, journal: Journal) -> Assessing | None:
+    if spec.evaluation is None or spec.validation_dataset is None:
+        return None
+    return Assessing(spec, session.base_losses, lambda words: journal.say("note", message=words))
+
+
+def _assess(assessing: Assessing, journal: Journal, record: CheckpointRecord) -> None:
+    journal.assessment(assessing.after(record))
+
+
+def _best(report: Report | None, keeper: Keeper) -> tuple[str | None, str]:
+    """The report's verdict where there is one, else by loss alone."""
+    if report is None or report.best is None:
+        return best_checkpoint(keeper.checkpoints)
+    best = next(record for record in keeper.checkpoints if measures(record).name == report.best.name)
+    return best.checkpoint_id, f"{report.best.evidence}. Rule: {report.best.rule}"
 
 
 def _rows(prepared: Prepared) -> Rows:

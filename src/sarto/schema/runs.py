@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 REPORT_FILE = "data_report.json"
 """In the run folder, from the moment the data was read."""
+EVALUATION_FOLDER = "evaluation"
+"""In the resume folder, so that no later attempt asks again; in the run folder where there is none."""
 
 
 class _Record(BaseModel):
@@ -57,6 +59,25 @@ class TuningParameters(_Record):
     seed: int = 0
 
 
+class JudgeModel(_Record):
+    """A model that scores answers: a base, and the folder of an adapter for a tuned one."""
+
+    base: BaseWeights
+    adapter_folder: str = ""
+    adapter_digest: str = ""
+
+
+class EvaluationPlan(_Record):
+    """What is evaluated after every checkpoint. Without `config` it is the standard report alone."""
+
+    config: dict[str, Any] | None = None
+    """An EvaluationConfig as the API writes it."""
+    judges: dict[str, JudgeModel] = Field(default_factory=dict)
+    """By the names the config gives them; the base of the job answers for none named."""
+    output_uri: str = ""
+    """Where the files of the config's metrics will be found."""
+
+
 class RunSpec(_Record):
     job: str
     """Resource name of the job, for messages and metadata only."""
@@ -86,6 +107,7 @@ class RunSpec(_Record):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     low_memory: bool = False
+    evaluation: EvaluationPlan | None = None
     stop_early: bool = False
     """Stop when validation loss turns; otherwise a run only reports the advice."""
 
@@ -199,13 +221,24 @@ class CheckpointRecord(_Record):
     files: dict[str, str]
     """File name → sha256 hex."""
     evaluation: EvalMetrics | None = None
+    training_loss: float | None = None
+    """Of the step after which it was made."""
     certificate: ParityCertificate | None = None
+
+
+class Assessment(_Record):
+    """A checkpoint whose answers were scored. `run` is the API's EvaluateDatasetRun, where a config asked for one."""
+
+    checkpoint_id: str
+    folder: str
+    """In the evaluation folder; holds the files of the config's metrics."""
+    run: dict[str, Any] | None = None
 
 
 class Progress(_Record):
     """One line of `progress.jsonl`. `kind` says which of the other fields is set; `time` is seconds since 1970."""
 
-    kind: Literal["phase", "note", "data", "parameters", "step", "evaluation", "checkpoint"]
+    kind: Literal["phase", "note", "data", "parameters", "step", "evaluation", "checkpoint", "assessment"]
     time: float
     phase: Literal["PROCESSING_DATASET", "TUNING", "POST_PROCESSING"] | None = None
     message: str = ""
@@ -214,6 +247,7 @@ class Progress(_Record):
     step: StepMetrics | None = None
     evaluation: EvalMetrics | None = None
     checkpoint: CheckpointRecord | None = None
+    assessment: Assessment | None = None
 
 
 class RunResult(_Record):
@@ -224,6 +258,8 @@ class RunResult(_Record):
     checkpoints: list[CheckpointRecord] = Field(default_factory=list)
     best_checkpoint_id: str | None = None
     best_reason: str = ""
+    has_report: bool = False
+    """Whether the evaluation folder holds the standard report."""
     data: DataStats | None = None
     parameters: ChosenParameters | None = None
     report_file: str | None = None

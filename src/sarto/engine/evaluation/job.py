@@ -34,6 +34,8 @@ class CheckpointMeasures:
     validation_loss: float | None = None
     token_accuracy: float | None = None
     training_loss: float | None = None
+    digest: str = ""
+    """Of the adapter; answers of another adapter are not taken for this one's."""
 
     @property
     def name(self) -> str:
@@ -42,6 +44,10 @@ class CheckpointMeasures:
     @property
     def folder_name(self) -> str:
         return f"checkpoint-{self.checkpoint_id}"
+
+    @property
+    def answers_name(self) -> str:
+        return f"{self.folder_name}-{self.digest[:12]}" if self.digest else self.folder_name
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,24 @@ class JobEvaluation:
     output_uri: str = ""
     concurrency: int = 8
     pauses: tuple[float, ...] = PAUSES_SECONDS
+    max_output_tokens: int = 0
+    """Of an answer where the config does not say; 0 goes by the bytes of the references."""
+    base_measures: tuple[float | None, float | None] = (None, None)
+    """Validation loss and token accuracy of the base."""
     on_answer: Callable[[str, Answer], None] | None = None
     """Hears of each new answer with the name of its system, for progress."""
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """How answers are sampled: as the config says, else greedily."""
+        """How answers are sampled: as the config says, else greedily; their length is always bounded."""
         given = self.config.inference_generation_config if self.config else None
-        return given or default_generation_config(self.rows)
+        default = default_generation_config(self.rows)
+        if self.max_output_tokens:
+            default = default.model_copy(update={"max_output_tokens": self.max_output_tokens})
+        if given is None:
+            return default
+        most = given.max_output_tokens or default.max_output_tokens
+        return given.model_copy(update={"max_output_tokens": most})
 
 
 async def evaluate_checkpoint(
@@ -77,7 +93,7 @@ async def evaluate_checkpoint(
     Safe to repeat: rows that have an answer keep it. The user's faults are in the run's `error`.
     """
     baseline = await _answers(job, BASE, job.base)
-    answers = await _answers(job, checkpoint.folder_name, generate)
+    answers = await _answers(job, checkpoint.answers_name, generate)
     if job.config is None:
         return None
     return await evaluate_dataset(
@@ -104,9 +120,9 @@ async def report_job(
 
 
 def _report(job: JobEvaluation, checkpoints: Sequence[CheckpointMeasures], notes: Sequence[str]) -> Report | None:
-    systems = [System(BASE, load_answers(_path(job, BASE)))]
+    systems = [System(BASE, load_answers(_path(job, BASE)), None, None, *job.base_measures)]
     for checkpoint in sorted(checkpoints, key=lambda item: item.step):
-        answers = load_answers(_path(job, checkpoint.folder_name))
+        answers = load_answers(_path(job, checkpoint.answers_name))
         if answers:
             measures = checkpoint.validation_loss, checkpoint.token_accuracy, checkpoint.training_loss
             systems.append(System(checkpoint.name, answers, checkpoint.step, checkpoint.epoch, *measures))

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from sarto.engine.tuning.tensorboard import EventFile
 from sarto.failpoints import around
-from sarto.schema.runs import CheckpointRecord, EvalMetrics, Progress, StepMetrics
+from sarto.schema.runs import Assessment, CheckpointRecord, EvalMetrics, Progress, StepMetrics
 
 
 class Journal:
@@ -44,6 +44,9 @@ class Journal:
 
     def checkpoint(self, record: CheckpointRecord) -> None:
         self._remember(Progress(kind="checkpoint", time=time.time(), checkpoint=record))
+
+    def assessment(self, found: Assessment) -> None:
+        self._remember(Progress(kind="assessment", time=time.time(), assessment=found))
 
     def replay(self, lines: bytes) -> None:
         """Tell again what an earlier attempt did up to its resume point."""

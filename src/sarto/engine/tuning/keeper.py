@@ -63,7 +63,14 @@ class Keeper:
         journal.replay(lines)
         journal.say("note", message=f"resumed after step {cursor.completed}")
 
-    def export(self, adapter: LoraAdapter, step: int, epoch: int, evaluation: EvalMetrics | None) -> CheckpointRecord:
+    def export(
+        self,
+        adapter: LoraAdapter,
+        step: int,
+        epoch: int,
+        evaluation: EvalMetrics | None,
+        training_loss: float | None = None,
+    ) -> CheckpointRecord:
         """Raises FailedPrecondition, with the numbers, for an adapter that serving would answer differently from."""
         folder = f"{CHECKPOINTS}/{step}"
         (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -77,6 +84,7 @@ class Keeper:
             folder=folder,
             files=files,
             evaluation=evaluation,
+            training_loss=training_loss,
             certificate=self._certified(step),
         )
         self.checkpoints.append(record)

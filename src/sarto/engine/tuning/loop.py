@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sarto.engine.tuning.journal import Journal
@@ -37,8 +38,12 @@ def tune(
     journal: Journal,
     keeper: Keeper,
     meter: Meter,
+    assess: Callable[[CheckpointRecord], None] | None = None,
 ) -> None:
-    """From where the trainer stands to the end. Raises FailedPrecondition when numbers stop being finite."""
+    """From where the trainer stands to the end; `assess` sees every checkpoint once it is announced.
+
+    Raises FailedPrecondition when numbers stop being finite.
+    """
     schedule = trainer.schedule
     advised = False
     while trainer.completed < schedule.total_steps:
@@ -55,7 +60,10 @@ def tune(
         over = turned(keeper.evaluations)
         stop = over and milestones.stop_early
         if step in milestones.checkpoints or stop:
-            journal.checkpoint(keeper.export(trainer.adapter, step, epoch, evaluation))
+            record = keeper.export(trainer.adapter, step, epoch, evaluation, outcome.loss)
+            journal.checkpoint(record)
+            if assess is not None:
+                assess(record)
         if over and not advised:
             advised = True
             journal.say("note", message=_advice(keeper.evaluations, stop))

@@ -6,6 +6,7 @@ Used by `engine/run.py`, which prepared the rows and chose the parameters. Knows
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
 from sarto.engine.tuning.memory import StepShape, choose_memory, free_memory_bytes, step_bytes
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.supervised import MemoryPlan, SegmentAttention
-from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, take
+from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, evaluate, take
 from sarto.errors import FailedPrecondition, InvalidArgument
-from sarto.schema.runs import ChosenParameters, RunSpec
+from sarto.schema.runs import CheckpointRecord, ChosenParameters, RunSpec
 
 CALIBRATION = 1024
 """Side of the square products that measure the ceiling."""
@@ -116,7 +117,7 @@ class Session:
             }
         )
 
-    def tune(self, journal: Journal, keeper: Keeper) -> None:
+    def tune(self, journal: Journal, keeper: Keeper, assess: Callable[[CheckpointRecord], None] | None = None) -> None:
         spec, schedule = self.spec, self.schedule
         trainer = Trainer(
             self.decoder, self.adapter, self.training.examples, schedule,
@@ -134,7 +135,15 @@ class Session:
         )
         validation = self.validation.examples if self.validation else None
         meter = Meter(*flops(self.decoder, self.adapter), self.peak_flops)
-        tune(trainer, validation, milestones, journal, keeper, meter)
+        tune(trainer, validation, milestones, journal, keeper, meter, assess)
+
+    def base_losses(self) -> tuple[float, float] | None:
+        """Loss and accuracy of the base on the validation rows; None where there are none."""
+        if self.validation is None:
+            return None
+        untouched = LoraAdapter(self.decoder, self.shape, self.spec.parameters.seed)
+        loss, accuracy, _ = evaluate(self.decoder, untouched, self.validation.examples, self.memory)
+        return loss, accuracy
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
