@@ -102,6 +102,10 @@ TUNING = [
         "Tune again on another base model, with the recorded data", RebaseTunedModelRequest,
     ),
     Route(
+        "GET", f"{JOB}/evaluation", tuning_jobs.evaluation, "storage.objects.get",
+        "The evaluation report of a job; alt=html gives a page", query=("alt",),
+    ),
+    Route(
         "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
         "What happened to a job, oldest first; as server-sent events for a client that accepts those", query=PAGE,
     ),

@@ -26,7 +26,7 @@ from sarto.api.http import (
     until_gone,
 )
 from sarto.api.operations import answer, read_timeout
-from sarto.control import events, tuning_jobs
+from sarto.control import evaluations, events, tuning_jobs
 from sarto.control import rebase as rebase_
 from sarto.errors import InvalidArgument
 from sarto.names import parse_resource
@@ -72,6 +72,18 @@ async def _ended(request: Request, until: float) -> dict[str, Any]:
         if JobState(job["state"]).is_final or left <= 0:
             return job
         await asyncio.sleep(min(LOOK_SECONDS, left))
+
+
+async def evaluation(request: Request) -> Reply:
+    """The standard report: JSON, or with `alt=html` a page that needs nothing else."""
+    name = parse_resource(resource_name(request).removesuffix("/evaluation"), JOBS)
+    form = query(request).get("alt", "json")
+    if form == "html":
+        page = await in_control(request, evaluations.page, name)
+        return Reply(page, content_type=b"text/html; charset=utf-8")
+    if form != "json":
+        raise InvalidArgument.field("alt", f'"{form}" is not a form of the report; use json or html')
+    return reply(await in_control(request, evaluations.report, name))
 
 
 async def delete(request: Request) -> Reply:

@@ -137,15 +137,24 @@ class Client:
     def delete(self, path: str) -> Any:
         return self.request("DELETE", path)
 
+    def text(self, path: str, **params: str | int) -> str:
+        """An answer that is not JSON."""
+        return self._answer("GET", path, params=params).text
+
     def request(self, method: str, path: str, **how: Any) -> Any:
-        """The answer's JSON. Raises ApiError with the server's words, Unavailable when nobody answers."""
+        """The answer's JSON."""
+        answer = self._answer(method, path, **how)
+        return answer.json() if answer.content else {}
+
+    def _answer(self, method: str, path: str, **how: Any) -> httpx.Response:
+        """Raises ApiError with the server's words, Unavailable when nobody answers."""
         try:
             answer = self.http.request(method, path, headers=self._headers(how.pop("headers", None)), **how)
         except httpx.TransportError as error:
             raise _unreachable(self.connection.url, error) from None
         if answer.is_error:
             raise _api_error(answer)
-        return answer.json() if answer.content else {}
+        return answer
 
     def pages(self, path: str, key: str, limit: int, **params: str) -> list[dict[str, Any]]:
         """Rows of a list method, page by page, `limit` at most."""

@@ -15,6 +15,7 @@ from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
 from sarto.cli.doctor import doctor
+from sarto.cli.evaluate import evaluate
 from sarto.cli.serve import serve
 from sarto.errors import SartoError
 
@@ -66,6 +67,7 @@ app.command()(chat)
 app.command()(doctor)
 app.command()(backup)
 app.command()(restore)
+app.command("eval")(evaluate)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")

@@ -56,7 +56,7 @@ NOTES: dict[str, str] = {
     "output_uri": "Required for open models, which are copied there; refused for the others.",
     "service_account": "Must exist, be fit for tuning, and be one you may act as; the run has its rights"
     " in buckets. See [security.md](security.md).",
-    "evaluation_config": "Also read inside the spec; see [evaluation.md](evaluation.md).",
+    "evaluation_config": "Read here too, answered inside the spec alone; see [evaluation.md](evaluation.md).",
     "supervised_tuning_spec.training_dataset_uri": "`gs://BUCKET/FILE.jsonl`; a managed dataset is refused by name.",
     "supervised_tuning_spec.tuning_mode": "`TUNING_MODE_PEFT_ADAPTER`; `TUNING_MODE_FULL` is refused.",
     "supervised_tuning_spec.hyper_parameters.learning_rate": "Open models only, and not beside the multiplier.",

@@ -7,7 +7,6 @@ A refusal names the missing binding and the very command that gives it. Used by 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -118,11 +117,9 @@ def _touched(job: TuningJob) -> Iterator[tuple[str, str]]:
         yield spec.validation_dataset_uri, READ
     yield job.custom_base_model, READ
     yield job.output_uri, WRITE
-    config: Any = job.evaluation_config
-    for key in (("outputConfig", "output_config"), ("gcsDestination", "gcs_destination")):
-        config = next((config[name] for name in key if isinstance(config, dict) and name in config), None)
-    if isinstance(config, dict):
-        yield str(config.get("outputUriPrefix") or config.get("output_uri_prefix") or ""), WRITE
+    config = (spec.evaluation_config if spec is not None else None) or job.evaluation_config
+    if config is not None and config.output_config and config.output_config.gcs_destination:
+        yield config.output_config.gcs_destination.output_uri_prefix, WRITE
 
 
 def _check_bucket(control: Control, project: Project, who: Principal, uri: str, permission: str) -> None:

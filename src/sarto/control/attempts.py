@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import acting, events, leases, progress, publishing, run_specs
+from sarto.control import acting, evaluations, events, leases, progress, publishing, run_specs
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
@@ -169,6 +169,8 @@ class Attempt:
                     record = gathered.checkpoints.pop(0)
                     publishing.publish_checkpoint(self.control, self.lease, record, run_folder)
                     self._obey()
+                while gathered.assessments:
+                    evaluations.publish(self.control, self.lease, gathered.assessments.pop(0))
             if code is not None:
                 return code
             self._wake.wait(LOOK_SECONDS)

@@ -19,6 +19,7 @@ from sarto.control import events, leases
 from sarto.control.leases import Lease
 from sarto.control.tuning_jobs import amend
 from sarto.schema.runs import (
+    Assessment,
     CheckpointRecord,
     ChosenParameters,
     DataStats,
@@ -65,6 +66,7 @@ class Gathered:
     told: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     """Kind, message and data of events."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    assessments: list[Assessment] = field(default_factory=list)
     chosen: ChosenParameters | None = None
     step: StepMetrics | None = None
     is_changed: bool = False
@@ -90,6 +92,8 @@ class Gathered:
             self._metrics("eval", said.evaluation, said.time)
         if said.checkpoint is not None:
             self.checkpoints.append(said.checkpoint)
+        if said.assessment is not None:
+            self.assessments.append(said.assessment)
 
     def _metrics(self, part: str, measured: StepMetrics | EvalMetrics, time: float) -> None:
         for name, value in (

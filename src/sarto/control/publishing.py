@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from sarto import failpoints
-from sarto.control import events, leases, projects
+from sarto.control import evaluations, events, leases, projects
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
 from sarto.control.leases import Lease
@@ -93,6 +93,8 @@ def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) 
         raise FailedPrecondition("The run ended without a checkpoint.")
     uri = artifact_uri(control, row)
     final = {uri + FINAL_FOLDER: Path(made[-1].adapter_folder)} if resource.get("outputUri") else {}
+    if result.has_report:
+        evaluations.publish_report(control, lease, f"{uri.rpartition('checkpoints/')[0]}evaluation")
     with ExitStack() as stack:
         received = [stack.enter_context(_received(control, folder, place)) for place, folder in final.items()]
         connection = stack.enter_context(control.database.transaction())
@@ -101,7 +103,7 @@ def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) 
         for files in received:
             files.write(connection, lease.project)
         made = _ordered(_checkpoints(connection, lease))
-        default = made[-1]
+        default = evaluations.default_checkpoint(row, made, result.best_checkpoint_id)
         name = _register(connection, row, made, default, uri, now)
         advance(connection, row, SUCCEEDED, now, _ending(row, result, name, made, default))
         best = (

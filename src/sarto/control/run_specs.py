@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from sarto.catalog import DIGEST_FILE, Weights
-from sarto.control import custom_bases
+from sarto.control import custom_bases, evaluations
 from sarto.control.context import CUSTOM, Control
 from sarto.control.leases import Lease
 from sarto.control.validation import LOW_MEMORY_LABEL, SPEC, STOP_EARLY_LABEL, Plan
@@ -64,6 +64,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         threads=control.limits.threads,
         stop_early=job.labels.get(STOP_EARLY_LABEL) == "true",
         low_memory=job.labels.get(LOW_MEMORY_LABEL) == "true",
+        evaluation=evaluations.plan(control, job, plan) if validation_uri else None,
     )
     write_whole(run_folder / SPEC_FILE, made.model_dump_json(indent=1).encode())
     return made

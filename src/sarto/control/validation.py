@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from sarto.catalog import BaseModelEntry
-from sarto.control import acting, custom_bases, datasets, resolution
+from sarto.control import acting, custom_bases, datasets, evaluation_checks, resolution
 from sarto.control.auth import Principal
 from sarto.control.context import Control
+from sarto.control.evaluation_checks import BEST, BEST_LABEL, Judges
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from sarto.names import LocationName, parse_gs_uri
 from sarto.schema.evaluation import EvaluationConfig
@@ -79,6 +80,8 @@ class Plan:
     """Folder of the adapter that training begins with."""
     model: str = ""
     """Id of the model that gets a new version; empty makes a new model."""
+    judges: Judges = field(default_factory=dict)
+    """Who judges, by the names the evaluationConfig gives them."""
 
 
 @dataclass
@@ -127,7 +130,7 @@ def accept(
         acting.check_create(control, principal, project, job)
     _check_labels(job, source, faults)
     _check_specs(job, faults)
-    job = _with_evaluation(job, faults)
+    job, judges = _with_evaluation(control, principal, project, job, faults)
     if source is not None:
         _check_output(job, source, faults)
     spec = job.supervised_tuning_spec
@@ -140,7 +143,7 @@ def accept(
     assert source is not None
     if not job.custom_base_model:
         control.base(weights)  # refuses now what a run could not begin with
-    return _stored(job, source), _plan(job, source, rank, weights)
+    return _stored(job, source), replace(_plan(job, source, rank, weights), judges=judges)
 
 
 def label_value(text: str) -> str:
@@ -233,6 +236,8 @@ def _check_labels(job: TuningJob, source: _Source | None, faults: _Faults) -> No
                 faults.add(where, f'The label "{key}" is "true" or "false".')
             elif key == STOP_EARLY_LABEL and value == "true" and not _has_validation(job):
                 faults.add(where, "Stopping early needs validation data to look at; give a validationDatasetUri.")
+        elif key == BEST_LABEL and value == BEST:
+            continue
         elif key.startswith(OUR_LABELS) and source and (key, value) != (BASE_LABEL, _base_label(source)):
             faults.add(where, f'Labels beginning with "{OUR_LABELS}" are set by the service.')
 
@@ -256,22 +261,27 @@ def _check_specs(job: TuningJob, faults: _Faults) -> None:
         faults.add(SPEC, "Required field is not set.")
 
 
-def _with_evaluation(job: TuningJob, faults: _Faults) -> TuningJob:
-    """The evaluation config in our spelling, in both places where clients look for it: the spec and the job."""
+def _with_evaluation(
+    control: Control, principal: Principal, project: str, job: TuningJob, faults: _Faults
+) -> tuple[TuningJob, Judges]:
+    """The evaluation config in our spelling, in the spec alone: google-genai fails to read a job that has it at its top
+    level with aggregationMetrics, exactMatchSpec or pairwiseMetricSpec, and with that every list."""
     spec = job.supervised_tuning_spec
     inside = spec.evaluation_config if spec else None
     path, given = (f"{SPEC}.evaluation_config", inside) if inside is not None else (EVALUATION, job.evaluation_config)
     if given is None or spec is None:
-        return job
+        return job, {}
     try:
         config = EvaluationConfig.read(given, path)
     except InvalidArgument as error:
         faults.wrong.extend(error.violations)
-        return job
+        return job, {}
     faults.wrong.extend(config_faults(config, path))
-    written = config.to_json()
-    spec = spec.model_copy(update={"evaluation_config": written})
-    return job.model_copy(update={"evaluation_config": written, "supervised_tuning_spec": spec})
+    has_validation = bool(spec.validation_dataset_uri)
+    found, judges = evaluation_checks.check(control, principal, project, config, path, has_validation)
+    faults.wrong.extend(found)
+    spec = spec.model_copy(update={"evaluation_config": config})
+    return job.model_copy(update={"evaluation_config": None, "supervised_tuning_spec": spec}), judges
 
 
 def _check_output(job: TuningJob, source: _Source, faults: _Faults) -> None:

@@ -283,6 +283,16 @@ def baseline_fields(metric: Metric) -> frozenset[str]:
     return frozenset({BASELINE_FIELD, own} - {""})
 
 
+def judge_names(config: EvaluationConfig, path: str) -> list[tuple[str, str]]:
+    """(field, model) of every autorater that a config names; paths begin with `path`."""
+    named = [(f"{path}.autorater_config.autorater_model", config.autorater_config)]
+    for index, metric in enumerate(config.metrics):
+        if metric.llm_based_metric_spec:
+            where = f"{path}.metrics[{index}].llm_based_metric_spec.judge_autorater_config.autorater_model"
+            named.append((where, metric.llm_based_metric_spec.judge_autorater_config))
+    return [(where, judge.autorater_model) for where, judge in named if judge and judge.autorater_model]
+
+
 def metric_template(metric: Metric) -> str:
     """The prompt template the user wrote; empty for a metric that has none."""
     spec = metric.pointwise_metric_spec or metric.pairwise_metric_spec or metric.llm_based_metric_spec

@@ -1,0 +1,156 @@
+"""Evaluation as clients meet it: results on the job, files in the bucket, the standard report, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import PARENT, Dataset, ended
+from .service import Service, upload
+
+JUDGED = "Question {prompt} {literal}} wanted {reference}: {response} or {baseline_model_response}"
+
+
+def body(dataset: Dataset, config: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    spec = {
+        "trainingDatasetUri": dataset.training,
+        "validationDatasetUri": dataset.validation,
+        "hyperParameters": {"epochCount": 2},
+        "evaluationConfig": config,
+    }
+    return {"baseModel": "gemini-2.0-flash-001", "supervisedTuningSpec": spec} | fields
+
+
+def config(*metrics: dict[str, Any], prefix: str = "gs://tuning-data/evaluations", **fields: Any) -> dict[str, Any]:
+    return {
+        "metrics": list(metrics),
+        "outputConfig": {"gcsDestination": {"outputUriPrefix": prefix}},
+    } | fields
+
+
+@pytest.fixture(scope="module")
+def evaluated(http: httpx.Client, dataset: Dataset) -> dict[str, Any]:
+    """A job with a computed and a judged metric, one of them in snake_case, whose best checkpoint is the default."""
+    asked = config(
+        {"exactMatchSpec": {}, "aggregationMetrics": ["AVERAGE", "MODE", "PERCENTILE_P90"]},
+        {"rouge_spec": {"rouge_type": "rougeL"}, "aggregation_metrics": ["MEDIAN"]},
+        {"pairwiseMetricSpec": {"metricPromptTemplate": JUDGED.replace("{literal}}", "{{literal}}")},
+         "aggregationMetrics": ["MODE"]},
+        autoraterConfig={
+            "samplingCount": 2, "autoraterModel": "publishers/google/models/gemini-2.5-flash",
+            "generationConfig": {"maxOutputTokens": 32},
+        },
+    )  # fmt: skip
+    labels = {"sarto-default-checkpoint": "best"}
+    made = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body(dataset, asked, labels=labels))
+    assert made.status_code == 200, made.text
+    return ended(http, made.json()["name"])
+
+
+def test_every_checkpoint_has_its_run_and_its_files(http: httpx.Client, evaluated: dict[str, Any]) -> None:
+    runs = evaluated["evaluateDatasetRuns"]
+    assert [run["checkpointId"] for run in runs] == ["1", "2"]
+    for run in runs:
+        assert "error" not in run
+        response = run["evaluateDatasetResponse"]
+        results = response["aggregationOutput"]["aggregationResults"]
+        assert [each["aggregationMetric"] for each in results] == [
+            "AVERAGE",
+            "MODE",
+            "PERCENTILE_P90",
+            "MEDIAN",
+            "MODE",
+        ]
+        assert results[4]["pairwiseMetricResult"]["pairwiseChoice"] in ("BASELINE", "CANDIDATE", "TIE")
+        bucket, _, prefix = response["outputInfo"]["gcsOutputDirectory"].removeprefix("gs://").partition("/")
+        listed = http.get(f"/storage/v1/b/{bucket}/o", params={"prefix": f"{prefix}/"}).json()["items"]
+        names = [item["name"].rpartition("/")[2] for item in listed]
+        assert names == ["aggregation_results.json", "row_results.jsonl"]
+
+
+def test_the_standard_report_is_there_without_any_config(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    assert "evaluateDatasetRuns" not in tuned
+    report = http.get(f"/v1/{tuned['name']}/evaluation").json()
+    assert [system["name"] for system in report["systems"]] == ["base", "checkpoint 1", "checkpoint 2"]
+    assert report["systems"][0]["validationLoss"] > report["systems"][2]["validationLoss"]
+    assert report["best"]["rule"]
+    page = http.get(f"/v1/{tuned['name']}/evaluation", params={"alt": "html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<script" not in page.text
+    events = http.get(f"/v1/{tuned['name']}/events").json()["events"]
+    [stored] = [event["message"] for event in events if event["message"].startswith("The evaluation report is at")]
+    bucket, _, name = stored.removesuffix(".").partition("gs://")[2].partition("/")
+    assert http.get(f"/storage/v1/b/{bucket}/o/{name.replace('/', '%2F')}").status_code == 200
+
+
+def test_the_best_checkpoint_is_the_default_where_the_label_asks(http: httpx.Client, evaluated: dict[str, Any]) -> None:
+    best = http.get(f"/v1/{evaluated['name']}/evaluation").json()["best"]["name"].removeprefix("checkpoint ")
+    endpoints = {each["checkpointId"]: each["endpoint"] for each in evaluated["tunedModel"]["checkpoints"]}
+    assert evaluated["tunedModel"]["endpoint"] == endpoints[best]
+
+
+def test_the_official_clients_read_the_results(service: Service, evaluated: dict[str, Any]) -> None:
+    from google import genai
+    from google.genai.types import HttpOptions
+
+    client = genai.Client(
+        vertexai=True, project="demo", location="us-central1", credentials=service.credentials(),
+        http_options=HttpOptions(base_url=service.address),
+    )  # fmt: skip
+    job = client.tunings.get(name=evaluated["name"])
+    assert job.evaluate_dataset_runs is not None
+    first = job.evaluate_dataset_runs[0]
+    assert first.checkpoint_id == "1"
+    assert first.evaluate_dataset_response is not None
+    output = first.evaluate_dataset_response.aggregation_output
+    assert output is not None
+    assert output.aggregation_results is not None
+    assert len(output.aggregation_results) == 5
+
+
+TEMPLATE = "metric_prompt_template"
+POINTWISE = {"pointwiseMetricSpec": {"metricPromptTemplate": "Rate {response}"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        (config(), "metrics"),
+        (config({"predefinedMetricSpec": {"metricSpecName": "vibes"}}), "metrics[0].predefined_metric_spec"),
+        (config({"pointwiseMetricSpec": {"metricPromptTemplate": "Rate {mood} of {response}"}}), TEMPLATE),
+        (config({"pointwiseMetricSpec": {"metricPromptTemplate": "Rate it"}}), TEMPLATE),
+        (config(POINTWISE, autoraterConfig={"autoraterModel": "publishers/google/models/gpt"}), "autorater_model"),
+        (config(POINTWISE, autoraterConfig={"autoraterModel": f"{PARENT}/endpoints/4711"}), "autorater_model"),
+        (config(POINTWISE, autoraterConfig={"samplingCount": 33}), "sampling_count"),
+        (config(POINTWISE, prefix="gs://no-such-bucket-here/x"), "output_uri_prefix"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_at_create_by_its_field(
+    http: httpx.Client, dataset: Dataset, asked: dict[str, Any], field: str
+) -> None:
+    refused = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body(dataset, asked))
+    assert refused.status_code == 400
+    violations = refused.json()["error"]["details"][0]["fieldViolations"]
+    assert any(field in violation["field"] for violation in violations), violations
+
+
+def test_an_evaluation_without_validation_data_is_refused(http: httpx.Client, dataset: Dataset) -> None:
+    asked = body(dataset, config({"exactMatchSpec": {}}))
+    del asked["supervisedTuningSpec"]["validationDatasetUri"]
+    refused = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=asked)
+    assert refused.status_code == 400
+    assert "validation_dataset_uri" in refused.text
+
+
+def test_a_bucket_that_goes_away_meanwhile_costs_the_evaluation_not_the_job(
+    http: httpx.Client, dataset: Dataset
+) -> None:
+    upload(http, "short-lived", "x", b"x")
+    asked = body(dataset, config({"exactMatchSpec": {}}, prefix="gs://short-lived/out"))
+    made = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=asked).json()
+    http.delete("/storage/v1/b/short-lived/o/x").raise_for_status()
+    http.delete("/storage/v1/b/short-lived").raise_for_status()
+    job = ended(http, made["name"])
+    assert all("short-lived" in run["error"]["message"] for run in job["evaluateDatasetRuns"])
