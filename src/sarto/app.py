@@ -27,12 +27,13 @@ from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
 from sarto.control.context import Control, Limits
-from sarto.control.executors import Executor, LocalExecutor, clean_environment
+from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
+from sarto.control.export_runner import ExportRunner
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
-from sarto.samples import install_samples
+from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
 from sarto.serving.worker_client import WorkerGenerator
@@ -163,6 +164,9 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     sender = WebhookSender(control)
     sender.start()
     stack.push_async_callback(asyncio.to_thread, sender.stop)
+    exports = ExportRunner(control, LocalExecutor(clean_environment(os.environ), EXPORT_PROGRAM), validation_rows())
+    exports.start()
+    stack.push_async_callback(asyncio.to_thread, exports.stop)
 
     async def answer(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
         request = GenerateContentRequest.read(asked, "request")

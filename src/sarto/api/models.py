@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_message, reply
 from sarto.api.operations import answer
-from sarto.control import models
+from sarto.control import exports, models
 from sarto.errors import InvalidArgument
-from sarto.schema.models import Model
+from sarto.schema.models import ExportModelRequest, Model
 from sarto.schema.wire import Message, Text, to_snake
 
 MODELS = "models"
@@ -52,6 +52,11 @@ async def merge_version_aliases(request: Request) -> Reply:
     asked = await read_message(request, MergeVersionAliasesRequest)
     name = named(request, MODELS, versioned=True)
     return reply(await in_control(request, models.merge_version_aliases, name, asked.version_aliases))
+
+
+async def export(request: Request) -> Reply:
+    asked = await read_message(request, ExportModelRequest)
+    return answer(request, await in_control(request, exports.export, named(request, MODELS, versioned=True), asked))
 
 
 async def delete(request: Request) -> Reply:

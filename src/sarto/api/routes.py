@@ -37,7 +37,7 @@ from sarto.schema.generation import (
     GenerateContentRequest,
     GenerateContentResponse,
 )
-from sarto.schema.models import Endpoint, Model
+from sarto.schema.models import Endpoint, ExportModelRequest, Model
 from sarto.schema.tuning_jobs import ListTuningJobsResponse, RebaseTunedModelRequest, TuningJob
 
 LOCATION = "/{api}/projects/{project}/locations/{location}"
@@ -167,6 +167,10 @@ REGISTRY = [
     Route(
         "POST", f"{MODEL}:mergeVersionAliases", models.merge_version_aliases, "aiplatform.models.update",
         "Give a version aliases, or take them", models.MergeVersionAliasesRequest, Model,
+    ),
+    Route(
+        "POST", f"{MODEL}:export", models.export, "aiplatform.models.export",
+        "Write a model to a bucket: adapter, merged-safetensors, gguf-f16 or gguf-q8-0", ExportModelRequest,
     ),
     Route(
         "GET", f"{LOCATION}/endpoints", endpoints.list_, "aiplatform.endpoints.list", "List endpoints, newest first",

@@ -9,10 +9,12 @@ from rich.text import Text
 
 from sarto import settings
 from sarto.catalog import Catalog
-from sarto.cli import output, weights
+from sarto.cli import exports, output, weights
 from sarto.cli.options import AsJson, Limit, client
 
-app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, show, export, pull.", no_args_is_help=True)
+app.command("export")(exports.export)
+app.command("show")(exports.show)
 TUNED = "labels.tune-type:*"
 
 

@@ -10,18 +10,20 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from pydantic.alias_generators import to_camel
 from sqlalchemy.engine import Connection
 
 from sarto.control import events, filters, iam, leftovers, operations, paging
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
+from sarto.control.exports import FORMATS
 from sarto.control.leftovers import Leftovers
 from sarto.control.resolution import DEFAULT_ALIAS, Deployed, find_version, resolve
 from sarto.control.validation import NAME_CHARACTERS
 from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.names import LocationName, ResourceName, check_id
 from sarto.schema.models import Model
-from sarto.storage.tables import endpoint, model, model_version
+from sarto.storage.tables import checkpoint, endpoint, model, model_version
 
 __all__ = [
     "Deployed", "delete", "delete_version", "get", "list_", "list_versions", "merge_version_aliases", "resolve",
@@ -181,7 +183,7 @@ def delete_version(control: Control, principal: Principal, name: ResourceName) -
 
 
 def _read(connection: Connection, rows: Iterable[AnyRow]) -> list[dict[str, Any]]:
-    """The versions as they go over the wire; three statements, however many there are."""
+    """The versions as they go over the wire; four statements, however many there are."""
     rows = list(rows)
     if not rows:
         return []
@@ -198,9 +200,13 @@ def _read(connection: Connection, rows: Iterable[AnyRow]) -> list[dict[str, Any]
             deployed.setdefault(found.job, []).append(
                 {"endpoint": str(name), "deployedModelId": found.id, "checkpointId": found.checkpoint_id}
             )
+    certificates = _certificates(connection, project, {row.job for row in rows})
     answers = []
     for row in rows:
         resource = orjson.loads(row.resource)
+        if row.job in certificates:
+            resource["metadata"] = resource.get("metadata", {}) | {"parityCertificates": certificates[row.job]}
+        resource["supportedExportFormats"] = [{"id": one, "exportableContents": ["ARTIFACT"]} for one in FORMATS]
         aliases = resource.get("versionAliases", [])
         if defaults.get(row.model) == row.version:
             aliases = [DEFAULT_ALIAS, *aliases]
@@ -209,6 +215,19 @@ def _read(connection: Connection, rows: Iterable[AnyRow]) -> list[dict[str, Any]
         resource["versionAliases"] = aliases
         answers.append({key: value for key, value in resource.items() if value not in ("", [], {})})
     return answers
+
+
+def _certificates(connection: Connection, project: str, jobs: set[str]) -> dict[str, dict[str, Any]]:
+    """By job and checkpoint: how serving compared with training before the endpoint was announced."""
+    query = sa.select(checkpoint.c.job, checkpoint.c.checkpoint_id, checkpoint.c.resource).where(
+        checkpoint.c.project == project, checkpoint.c.job.in_(jobs)
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for row in connection.execute(query):
+        if certificate := orjson.loads(row.resource).get("certificate"):
+            wire = {to_camel(key): value for key, value in certificate.items()}
+            found.setdefault(row.job, {})[row.checkpoint_id] = wire
+    return found
 
 
 def _known_checkpoint(resource: dict[str, Any], wanted: str) -> str:

@@ -1,4 +1,4 @@
-"""Operations: what a method that may take long answers with. Ours are done when they are answered; they stay readable.
+"""Operations: what a method that may take long answers with. Most are done when they are answered; an export goes on.
 
 A name may stand under the resource it was about, as clients poll it; the id alone says which operation is meant.
 """
@@ -17,18 +17,70 @@ from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.errors import InvalidArgument, NotFound
 from sarto.names import LocationName, check_id, new_id, parse_location
-from sarto.storage.tables import operation
+from sarto.storage.tables import model_export, operation
 
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 METADATA = "type.googleapis.com/google.cloud.aiplatform.v1."
+CANCELLED_STATUS = {"code": 1, "message": "The operation was cancelled."}
 LOOK_SECONDS = 0.1
 MOST_WAIT_SECONDS = 300.0
+
+
+class Ended(Exception):
+    """The operation was cancelled, or is another's work now."""
 
 
 def done(
     connection: Connection, about: LocationName, parent: str, metadata: str, response: dict[str, Any], now: float
 ) -> dict[str, Any]:
     """Record a finished operation under `parent` (such as `models/7`, or empty); gives its JSON."""
+    return _insert(connection, about, parent, metadata, {}, {"done": True, "response": response}, now)
+
+
+def begin(
+    connection: Connection, about: LocationName, parent: str, metadata: str, facts: dict[str, Any], now: float
+) -> dict[str, Any]:
+    """Record an operation that somebody will `finish`; `facts` stand in its metadata."""
+    return _insert(connection, about, parent, metadata, facts, {"done": False}, now)
+
+
+def amend(connection: Connection, project: str, identifier: str, facts: dict[str, Any], now: float) -> None:
+    """Change an unfinished operation's metadata."""
+    row = connection.execute(sa.select(operation).where(_is(project, identifier))).first()
+    if row is None or row.done:
+        return
+    resource = orjson.loads(row.resource)
+    resource["metadata"] |= {key: value for key, value in facts.items() if value is not None}
+    resource["metadata"]["genericMetadata"]["updateTime"] = events.timestamp(now)
+    connection.execute(
+        operation.update().where(_is(project, identifier)).values(resource=orjson.dumps(resource).decode())
+    )
+
+
+def finish(connection: Connection, project: str, identifier: str, outcome: dict[str, Any]) -> None:
+    """`outcome` is {"response": …} or {"error": google.rpc.Status}. One that is forgotten or finished stays so."""
+    row = connection.execute(sa.select(operation).where(_is(project, identifier))).first()
+    if row is None or row.done:
+        return
+    resource = orjson.loads(row.resource) | {"done": True} | outcome
+    connection.execute(
+        operation.update().where(_is(project, identifier)).values(done=True, resource=orjson.dumps(resource).decode())
+    )
+
+
+def _is(project: str, identifier: str) -> sa.ColumnElement[bool]:
+    return sa.and_(operation.c.project == project, operation.c.id == identifier)
+
+
+def _insert(
+    connection: Connection,
+    about: LocationName,
+    parent: str,
+    metadata: str,
+    facts: dict[str, Any],
+    outcome: dict[str, Any],
+    now: float,
+) -> dict[str, Any]:
     identifier = new_id()
     prefix = f"{about}/{parent}" if parent else str(about)
     moment = events.timestamp(now)
@@ -37,9 +89,9 @@ def done(
         "metadata": {
             "@type": f"{METADATA}{metadata}",
             "genericMetadata": {"createTime": moment, "updateTime": moment},
+            **facts,
         },
-        "done": True,
-        "response": response,
+        **outcome,
     }
     connection.execute(
         operation.insert().values(
@@ -47,7 +99,7 @@ def done(
             id=identifier,
             location=about.location,
             parent=parent,
-            done=True,
+            done=outcome["done"],
             resource=orjson.dumps(resource).decode(),
             create_time=now,
         )
@@ -96,18 +148,27 @@ def wait(control: Control, principal: Principal, name: str, timeout_seconds: flo
 
 
 def cancel(control: Control, principal: Principal, name: str) -> None:
-    """A finished operation stays as it is. Raises NotFound."""
+    """End an export that goes on; a finished operation stays as it is. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.cancel")
-    with control.database.reading() as connection:
+    with control.database.transaction() as connection:
         _find(connection, project, identifier, name)
+        _stop(connection, project, identifier)
 
 
 def delete(control: Control, principal: Principal, name: str) -> None:
-    """Forget an operation; what it did stays done. Raises NotFound."""
+    """Forget an operation; what it did stays done, what it still does ends. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.delete")
     with control.database.transaction() as connection:
         _find(connection, project, identifier, name)
-        connection.execute(operation.delete().where(operation.c.project == project, operation.c.id == identifier))
+        _stop(connection, project, identifier)
+        connection.execute(operation.delete().where(_is(project, identifier)))
+
+
+def _stop(connection: Connection, project: str, identifier: str) -> None:
+    """Take the work of an unfinished operation away from whoever does it."""
+    ours = sa.and_(model_export.c.project == project, model_export.c.operation == identifier)
+    connection.execute(model_export.delete().where(ours))
+    finish(connection, project, identifier, {"error": CANCELLED_STATUS})
 
 
 def _split(name: str) -> tuple[LocationName, str, str]:

@@ -227,7 +227,11 @@ def _folder_name(row: AnyRow, checkpoint_id: str) -> str:
 def _origin(plan: Plan, record: CheckpointRecord) -> str:
     """What answers need to know of a checkpoint without its job or model."""
     evaluation = record.evaluation.model_dump() if record.evaluation else None
-    origin = {"weights": plan.weights, "baseModel": plan.base_model, "rank": plan.rank, "evaluation": evaluation}
+    certificate = record.certificate.model_dump() if record.certificate else None
+    origin = {
+        "weights": plan.weights, "baseModel": plan.base_model, "rank": plan.rank, "evaluation": evaluation,
+        "certificate": certificate,
+    }  # fmt: skip
     return orjson.dumps(origin).decode()
 
 

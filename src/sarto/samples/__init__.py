@@ -18,6 +18,11 @@ FOLDERS = tuple(f"ai-platform/generative_ai/{family}/text" for family in ("gemin
 FILES = ("sft_train_data.jsonl", "sft_validation_data.jsonl")
 
 
+def validation_rows() -> list[bytes]:
+    """Every row of the validation sample."""
+    return resources.files(__name__).joinpath(FILES[1]).read_bytes().splitlines()
+
+
 def install_samples(buckets: Buckets) -> None:
     """Make the sample bucket, or bring it up to what this version ships. Safe to repeat."""
     try:

@@ -21,6 +21,22 @@ class Checkpoint(Message):
     step: Int64 | None = None
 
 
+class ArtifactDestination(Message):
+    output_uri_prefix: Text = ""
+
+
+class ExportOutputConfig(Message):
+    export_format_id: Text = ""
+    artifact_destination: ArtifactDestination | None = None
+    image_destination: Struct | None = None
+
+
+class ExportModelRequest(Message):
+    output_config: ExportOutputConfig | None = None
+    checkpoint_id: Text = ""
+    """Ours: another checkpoint than the default one."""
+
+
 class DeployedModelRef(Message):
     endpoint: Text = ""
     deployed_model_id: Text = ""
@@ -47,6 +63,7 @@ class Model(Message):
     create_time: Timestamp | None = None
     update_time: Timestamp | None = None
     etag: Text = ""
+    supported_export_formats: list[Struct] = Field(default_factory=list)
     supported_deployment_resources_types: list[DeploymentResourcesType] = Field(default_factory=list)
 
 

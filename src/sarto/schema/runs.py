@@ -283,3 +283,38 @@ class DatasetQuestion(_Record):
     """Why a job on this data would be refused when it is created; empty if it would not."""
     row: int = 1
     """1-based line of the training file that is to be shown."""
+
+
+ExportFormat = Literal["adapter", "merged-safetensors", "gguf-f16", "gguf-q8-0"]
+
+
+class ExportSpec(_Record):
+    """What an export is given: `spec.json` in its folder, which gets `files/` and, last, `result.json`."""
+
+    model: str
+    title: str = ""
+    format: ExportFormat
+    base: BaseWeights
+    adapter_folder: str
+    folder: str
+    held_out: str
+    """File of a few dataset rows on which the export is compared with the served model."""
+    held_out_uri: str
+    data_format: Literal["auto", "translation"] = "auto"
+    license: str = ""
+    card: dict[str, Any] = Field(default_factory=dict)
+    """Facts for the model card: lineage, data, hyperparameters, metrics."""
+    threads: int
+
+
+class ExportProgress(_Record):
+    percent: int
+    message: str
+
+
+class ExportResult(_Record):
+    """With `error` (a google.rpc.Status) nothing may be published."""
+
+    error: dict[str, Any] | None = None
+    files: list[str] = Field(default_factory=list)
+    comparison: ParityCertificate | None = None

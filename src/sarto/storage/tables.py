@@ -259,6 +259,17 @@ operation = Table(
     Column("resource", Text, nullable=False),
     Column("create_time", Float, nullable=False),
 )
+model_export = Table(
+    "model_export",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("operation", String(64), primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("lease_owner", String(64)),
+    Column("lease_epoch", Integer, nullable=False),
+    Column("lease_until", Float),
+    Column("create_time", Float, nullable=False),
+)
 batch_prediction_job = Table(
     "batch_prediction_job",
     metadata,

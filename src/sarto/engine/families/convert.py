@@ -142,18 +142,15 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     """Byte-level BPE. The `smollm` pre-tokenizer splits digits one by one before the GPT-2 pattern."""
-    if (kind := metadata.get("tokenizer.ggml.model")) != "gpt2" or metadata.get("tokenizer.ggml.pre") != "smollm":
-        raise InvalidArgument(
-            f"tokenizer {kind!r}/{metadata.get('tokenizer.ggml.pre')!r} is not one Sarto converts from GGUF"
-        )
+    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or split not in ("smollm", "gpt-2"):
+        raise InvalidArgument(f"tokenizer {kind!r}/{split!r} is not one Sarto converts from GGUF")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata.get("tokenizer.ggml.merges", []))]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if split == "smollm" else words
     )
     tokenizer.decoder = decoders.ByteLevel()
     kinds = metadata["tokenizer.ggml.token_type"]

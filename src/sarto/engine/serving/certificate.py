@@ -7,7 +7,7 @@ handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,38 +53,71 @@ def certify(
     dtype: torch.dtype,
     device: torch.device,
 ) -> ParityCertificate:
-    """Compare serving with training on the last reply of each row.
+    """Compare serving with training on the last reply of each row; raises as `reply_logits` does."""
+    measured = Divergence()
+    for tokens, served in reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device):
+        with torch.inference_mode():
+            trained = trainer(torch.tensor(tokens, device=device))
+        measured.add(trained[-len(served) - 1 : -1].float(), served)
+    return measured.certificate(str(dtype).removeprefix("torch."), TOLERANCES[dtype], KL_TOLERANCES[dtype])
 
-    Raises FailedPrecondition, naming the row, where the two render a prompt to different tokens.
-    """
+
+def reply_logits(
+    base: BaseWeights,
+    adapter_folder: Path | None,
+    held_out: Sequence[Example],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For the last reply of each row: tokens of prompt and reply, and what serving makes of the reply's (N, V).
+
+    Raises FailedPrecondition, naming the row, where training and serving render a prompt to different tokens."""
     tokenizer = ChatTokenizer.load(base.folder)
     found = [_last_reply(example, tokenizer) for example in held_out]
     with torch.inference_mode():
         runner = Runner(base, dtype, device, adapter_limit=1, prefix_bytes=0)
-        choice = runner.adapters.acquire(AdapterKey(str(adapter_folder), str(adapter_folder)), None)
-        worst, largest, same, compared, divergence = 0.0, 0.0, 0, 0, 0.0
-        for reply in found:
-            served = _served_logits(runner, choice, reply)
-            first = reply.start - 1
-            trained = trainer(torch.tensor(reply.tokens, device=device))[first : first + len(served)].float()
-            worst = max(worst, float((served - trained).abs().max()))
-            largest = max(largest, float(trained.abs().max()))
-            same += int((served.argmax(-1) == trained.argmax(-1)).sum())
-            compared += len(served)
-            log_trained = trained.log_softmax(-1)
-            divergence += float((log_trained.exp() * (log_trained - served.log_softmax(-1))).sum())
-    return ParityCertificate(
-        rows=len(found),
-        reply_tokens=compared,
-        precision=str(dtype).removeprefix("torch."),
-        max_logit_difference=worst,
-        max_logit=largest,
-        tolerance=TOLERANCES[dtype] * largest,
-        mean_kl_nats=divergence / max(compared, 1),
-        same_choice_share=same / max(compared, 1),
-        kl_tolerance_nats=KL_TOLERANCES[dtype],
-        passed=worst <= TOLERANCES[dtype] * largest and divergence <= KL_TOLERANCES[dtype] * compared,
-    )
+        choice = None
+        if adapter_folder is not None:
+            choice = runner.adapters.acquire(AdapterKey(str(adapter_folder), str(adapter_folder)), None)
+    for reply in found:
+        with torch.inference_mode():
+            logits = _served_logits(runner, choice, reply)
+        yield reply.tokens[: reply.start + len(logits)], logits
+
+
+class Divergence:
+    """Two sets of logits for the same tokens, gathered row by row."""
+
+    def __init__(self) -> None:
+        self.rows, self.compared, self.same = 0, 0, 0
+        self.worst, self.largest, self.nats = 0.0, 0.0, 0.0
+
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        """Logits (N, V) float32 of one reply, as they should be and as they are."""
+        self.rows += 1
+        self.worst = max(self.worst, float((found - wanted).abs().max()))
+        self.largest = max(self.largest, float(wanted.abs().max()))
+        self.same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
+        self.compared += len(wanted)
+        logs = wanted.log_softmax(-1)
+        self.nats += float((logs.exp() * (logs - found.log_softmax(-1))).sum())
+
+    def certificate(self, precision: str, tolerance: float | None, kl_tolerance: float) -> ParityCertificate:
+        """`tolerance`: the share of the largest logit by which single ones may differ; None holds the mean only."""
+        allowed = self.largest * (tolerance if tolerance is not None else 1.0)
+        return ParityCertificate(
+            rows=self.rows,
+            reply_tokens=self.compared,
+            precision=precision,
+            max_logit_difference=self.worst,
+            max_logit=self.largest,
+            tolerance=allowed,
+            mean_kl_nats=self.nats / max(self.compared, 1),
+            same_choice_share=self.same / max(self.compared, 1),
+            kl_tolerance_nats=kl_tolerance,
+            passed=self.worst <= allowed and self.nats <= kl_tolerance * self.compared,
+        )
 
 
 def _last_reply(example: Example, tokenizer: ChatTokenizer) -> _Reply:

@@ -1,0 +1,40 @@
+"""The model card of an export: README.md with what a reader must know, the facts from control and from the check."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sarto.schema.runs import ExportSpec, ParityCertificate
+
+
+def model_card(spec: ExportSpec, found: ParityCertificate) -> str:
+    """Front matter as model hubs read it, then the facts."""
+    facts: dict[str, Any] = {
+        "Model": spec.model,
+        "Base model": spec.base.name,
+        "Base weights, sha256": spec.base.digest,
+        "License of the base": spec.license,
+        "Format": spec.format,
+        **spec.card,
+    }
+    lines = ["---", f"base_model: {json.dumps(spec.base.name)}", f"license: {json.dumps(spec.license)}"]
+    lines += [
+        "library_name: peft" if spec.format == "adapter" else "library_name: transformers",
+        "tags: [sarto]",
+        "---",
+    ]
+    lines += ["", f"# {spec.title or spec.model}", ""]
+    lines += [f"- {name}: {_shown(value)}" for name, value in facts.items() if value not in (None, "", {})]
+    checked = (
+        f"The files were read back in a process of their own. On {found.rows} rows of {spec.held_out_uri} prompts and "
+        f"replies have the same token ids, and over {found.reply_tokens} reply tokens the divergence from the served "
+        f"model is {found.mean_kl_nats:.3g} nats a token ({found.kl_tolerance_nats:.3g} is allowed); "
+        f"{found.same_choice_share:.1%} of the tokens are the same choice."
+    )
+    lines += ["", "## Checked against the served model", "", checked, ""]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False, sort_keys=True)}`"

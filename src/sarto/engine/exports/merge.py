@@ -1,0 +1,39 @@
+"""An adapter added into base weights, file by file: at most one file of the base is in memory. Knows no formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sarto.engine.lora import AdapterFile
+from sarto.errors import InvalidArgument
+
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of a base's weight files, in order."""
+    index = folder / INDEX
+    if not index.exists():
+        return ["model.safetensors"]
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def merged_tensors(folder: Path, file: str, adapter: AdapterFile) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file; those with an adapter as float32 W + (alpha / rank) B A, the others as they are."""
+    with safe_open(folder / file, "pt") as opened:
+        names: list[str] = list(opened.keys())
+        for name in names:
+            tensor: Tensor = opened.get_tensor(name)
+            path = f"base_model.model.{name.removesuffix('.weight')}"
+            low, high = adapter.tensors.get(f"{path}.lora_A.weight"), adapter.tensors.get(f"{path}.lora_B.weight")
+            if low is not None and high is not None:
+                if (high.shape[0], low.shape[1]) != tuple(tensor.shape):
+                    raise InvalidArgument(f"the adapter does not fit the base: {name}")
+                tensor = torch.addmm(tensor.float(), high, low, alpha=adapter.shape.scale)
+            yield name, tensor
