@@ -19,8 +19,8 @@ from tests.tiny import make_tiny_base
 def spec_for(folder: Path, family: str, form: ExportFormat) -> ExportSpec:
     base = make_tiny_base(folder / family, family)
     key = make_adapter(base, folder / "adapter")
-    rows = [{"contents": [{"role": "user", "parts": [{"text": f"q{n}"}]}, {"role": "model", "parts": [{"text": "yes"}]}]}
-            for n in range(2)]  # fmt: skip
+    reply = {"role": "model", "parts": [{"text": "yes"}]}
+    rows = [{"contents": [{"role": "user", "parts": [{"text": f"q{n}"}]}, reply]} for n in range(2)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     spec = ExportSpec(
         model="m", format=form, base=base, adapter_folder=key.folder, folder=str(folder), threads=1,

@@ -10,6 +10,8 @@ from sarto.api.http import Reply, in_control, listing, page, query, read_body, r
 from sarto.control import operations
 from sarto.errors import InvalidArgument
 
+OURS = frozenset({"progressPercentage", "progressMessage", "comparison"})
+"""Fields of an operation's metadata that Google's has not."""
 V1, V1_BETA1 = "type.googleapis.com/google.cloud.aiplatform.v1.", "type.googleapis.com/google.cloud.aiplatform.v1beta1."
 
 
@@ -50,6 +52,9 @@ async def delete(request: Request) -> Reply:
 
 
 def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
+    if _is_typed_client(request) and OURS & set(operation.get("metadata", {})):
+        kept = {key: value for key, value in operation["metadata"].items() if key not in OURS}
+        operation = operation | {"metadata": kept}
     if "/v1beta1/" not in request.scope["path"]:
         return operation
     renamed = {
@@ -58,6 +63,11 @@ def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
         if name in ("metadata", "response") and "@type" in part
     }
     return operation | renamed
+
+
+def _is_typed_client(request: Request) -> bool:
+    """The official typed client refuses an operation with fields it does not know; this parameter is its."""
+    return b"enum-encoding" in request.scope["query_string"]
 
 
 def read_timeout(body: Any) -> float:
