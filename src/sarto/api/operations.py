@@ -66,8 +66,8 @@ def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_typed_client(request: Request) -> bool:
-    """The official typed client refuses an operation with fields it does not know; this parameter is its."""
-    return b"enum-encoding" in request.scope["query_string"]
+    """The official typed client refuses an operation with fields it does not know; it polls under `/ui/`."""
+    return b"enum-encoding" in request.scope["query_string"] or request.scope["path"].startswith("/ui/")
 
 
 def read_timeout(body: Any) -> float:
