@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SLOW_FOLDERS := $(wildcard tests/conformance tests/crash)
 FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu" -n $(WORKERS)
 
-.PHONY: demo serve test setup base check fix fast fuzz bench docs lock clean
+.PHONY: demo serve test setup base check fix fast fuzz crash bench docs lock clean
 
 demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare
 	@$(BIN)/python examples/demo.py
@@ -47,6 +47,9 @@ fast: setup  ## the fast tests, or those named: make fast ARGS=tests/cli
 
 fuzz: setup  ## thousands of requests made from the API description
 	SARTO_FUZZ_CASES=26 $(PYTEST) -s tests/conformance/test_openapi_fuzz.py
+
+crash: setup  ## every failpoint, and a longer storm of kills: SARTO_STORM_SECONDS=120 each database
+	SARTO_CRASH=all SARTO_STORM_SECONDS=$(or $(SARTO_STORM_SECONDS),120) $(PYTEST) -s tests/crash
 
 bench: setup base  ## the programs in benchmarks/
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done

@@ -27,7 +27,7 @@ from sarto.control import tuning_jobs
 from sarto.control.context import Control, Limits
 from sarto.control.supervisor import Supervisor
 from sarto.errors import SartoError
-from sarto.names import ResourceName, parse_gs_uri
+from sarto.names import ResourceName, parse_gs_uri, parse_resource
 from sarto.schema.tuning_jobs import JobState, TuningJob
 from sarto.storage.tables import (
     checkpoint,
@@ -141,12 +141,11 @@ def make(control: Control, number: int, data: str = "train") -> ResourceName:
     """The job with this number, made now or by an earlier call."""
     job = TuningJob.read(job_body(data, tunedModelDisplayName=f"job {number}", **STEPS), "tuning_job")
     made = tuning_jobs.create(control, member(control), PARENT, job, request_id(number))
-    return ResourceName(*_parts(made["name"]))
+    return parsed(made["name"])
 
 
-def _parts(name: str) -> tuple[str, str, str, str]:
-    _, project, _, location, collection, identifier = name.split("/")
-    return project, location, collection, identifier
+def parsed(name: str) -> ResourceName:
+    return parse_resource(name, "tuningJobs")
 
 
 def api(world: World, log: str = "", die_at: str = "", time_: int = 1) -> None:
@@ -177,14 +176,16 @@ def supervise(world: World, log: str = "", die_at: str = "", time_: int = 1) -> 
         for row in left:
             resource = orjson.loads(row.resource)
             if row.state == "JOB_STATE_RUNNING" and resource["tunedModelDisplayName"] == "job 4":
-                tuning_jobs.cancel(control, member(control), ResourceName(*_parts(resource["name"])))
+                tuning_jobs.cancel(control, member(control), parsed(resource["name"]))
         time.sleep(0.05)
     watch("", "", 1)
     supervisor.stop()
 
 
 def supervise_for_ever(world: World) -> None:
+    """Says in the home under which name it holds jobs."""
     supervisor = Supervisor(world.open(), stand_in_executor())
+    (world.home / f"owner-{os.getpid()}").write_text(supervisor.owner)
     supervisor.start()
     threading.Event().wait()
 
@@ -243,8 +244,3 @@ def _of_files(control: Control, made: list[sa.Row[tuple[object, ...]]], endpoint
         for one in stored.values():
             if hashlib.sha256(control.buckets.path(one).read_bytes()).hexdigest() != one.sha256:
                 yield f"object {one.uri} has other bytes"
-
-
-def lapse(control: Control) -> None:
-    with control.database.transaction() as connection:
-        connection.execute(tuning_job.update().where(tuning_job.c.lease_until.is_not(None)).values(lease_until=1.0))

@@ -52,7 +52,8 @@ class ResumePoint:
 
 def save_resume_point(folder: Path, cursor: Cursor, state: dict[str, Tensor]) -> None:
     partial = folder / f".{RESUME_FILE}.{os.getpid()}"
-    save_file(state, partial, metadata={"cursor": cursor.model_dump_json()})
+    words = cursor.model_dump_json()
+    save_file(state, partial, metadata={"cursor": words, "digest": _digest(words, state)})
     _flush(partial)
     with around("rename"):
         partial.replace(folder / RESUME_FILE)
@@ -65,8 +66,12 @@ def load_resume_point(folder: Path) -> ResumePoint | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            cursor = Cursor.model_validate_json(file.metadata()["cursor"])
-            return ResumePoint(cursor, {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+            header = file.metadata()
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            cursor = Cursor.model_validate_json(header["cursor"])
+            if header["digest"] != _digest(header["cursor"], state):
+                raise Internal("the resume point cannot be read: its bytes have changed")
+            return ResumePoint(cursor, state)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise Internal(f"the resume point cannot be read: {error}") from None
 
@@ -101,6 +106,15 @@ def link_folder(source: Path, target: Path) -> None:
 
 def fingerprint(facts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(cursor: str, state: dict[str, Tensor]) -> str:
+    """Of all that a resume point holds: a bit that flipped on the disk must not become a model."""
+    found = hashlib.sha256(cursor.encode())
+    for name, tensor in sorted(state.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _flush(path: Path) -> None:

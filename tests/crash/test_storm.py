@@ -1,0 +1,163 @@
+"""A random storm: jobs made, cancelled, supervisors and runs killed, or stopped for longer than their lease.
+
+`SARTO_STORM_SECONDS` sets how long it blows on each database (default 15), `SARTO_STORM_SEED` what happens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from sarto.control import tuning_jobs
+from sarto.control.context import Control
+from sarto.schema.tuning_jobs import JobState
+from sarto.storage.tables import job_event
+from tests.control.homes import member, wait_until
+from tests.crash.worlds import (
+    LIMITS,
+    Template,
+    World,
+    make,
+    parsed,
+    rows,
+    start,
+    supervise_for_ever,
+    violations,
+)
+
+SECONDS = float(os.environ.get("SARTO_STORM_SECONDS", "15"))
+SEED = int(os.environ.get("SARTO_STORM_SEED", "7"))
+SUPERVISORS = 3
+
+
+class Storm:
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.random = world, random.Random(seed)
+        self.control = world.open()
+        self.supervisors = [start(supervise_for_ever, world) for _ in range(SUPERVISORS)]
+        self.stopped: dict[multiprocessing.process.BaseProcess, float] = {}
+        self.killed: list[tuple[str, int, float]] = []
+        """Job, epoch and time of each attempt that lost its supervisor."""
+        self.jobs = self.supervisor_kills = self.run_kills = self.pauses = self.cancels = 0
+
+    def blow(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            act = self.random.choice(
+                (self.make, self.make, self.cancel, self.kill, self.kill_run, self.kill_run, self.stop)
+            )
+            act()
+            self.wake()
+            time.sleep(self.random.uniform(0.05, 0.3))
+        for child in list(self.stopped):
+            self.wake(child)
+
+    def make(self) -> None:
+        if sum(not JobState(row.state).is_final for row in rows(self.control)) < 8:
+            self.jobs += 1
+            make(self.control, self.jobs, self.random.choice(("train", "train", "slow", "die-once")))
+
+    def cancel(self) -> None:
+        left = [row for row in rows(self.control) if not JobState(row.state).is_final]
+        if left and self.random.random() < 0.4:
+            self.cancels += 1
+            name = parsed(orjson.loads(self.random.choice(left).resource)["name"])
+            tuning_jobs.cancel(self.control, member(self.control), name)
+
+    def kill(self) -> None:
+        number = self.random.randrange(SUPERVISORS)
+        child = self.supervisors[number]
+        owner = self.world.home / f"owner-{child.pid}"
+        if not owner.exists():
+            return  # it has only begun
+        child.kill()
+        held = [row for row in rows(self.control) if row.lease_owner == owner.read_text()]
+        self.killed += [(row.id, row.lease_epoch, time.time()) for row in held]
+        child.join()
+        self.stopped.pop(child, None)
+        self.supervisor_kills += 1
+        self.supervisors[number] = start(supervise_for_ever, self.world)
+
+    def kill_run(self) -> None:
+        found = run_processes(self.world.home)
+        if found:
+            try:
+                os.kill(self.random.choice(found), signal.SIGKILL)
+                self.run_kills += 1
+            except ProcessLookupError:
+                pass
+
+    def stop(self) -> None:
+        """Longer than two leases; what it then writes is a zombie's."""
+        child = self.random.choice(self.supervisors)
+        if child not in self.stopped and child.pid is not None:
+            os.kill(child.pid, signal.SIGSTOP)
+            self.stopped[child] = time.monotonic() + 2.2 * LIMITS.lease_seconds
+            self.pauses += 1
+
+    def wake(self, child: multiprocessing.process.BaseProcess | None = None) -> None:
+        for one, until in list(self.stopped.items()):
+            if one is child or time.monotonic() > until:
+                assert one.pid is not None
+                os.kill(one.pid, signal.SIGCONT)
+                del self.stopped[one]
+
+
+def run_processes(home: Path) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError:
+            continue
+        if b"stand_in" in words and str(home).encode() in words:
+            found.append(int(folder.name))
+    return found
+
+
+def recoveries(control: Control, killed: list[tuple[str, int, float]]) -> list[float]:
+    """Seconds from the death of a supervisor to the start of its jobs' next attempts, for jobs that had one."""
+    query = sa.select(job_event.c.job, job_event.c.epoch, sa.func.min(job_event.c.time).label("time"))
+    with control.database.reading() as connection:
+        told = connection.execute(
+            query.where(job_event.c.kind == "started").group_by(job_event.c.job, job_event.c.epoch)
+        ).all()
+    waits = []
+    for job, epoch, at in killed:
+        later = [row.time - at for row in told if row.job == job and row.epoch > epoch]
+        waits += [min(later)] if later else []
+    return waits
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_storm_of_kills_breaks_nothing(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> None:
+    server = request.getfixturevalue("postgres") if database == "postgresql" else ""
+    storm = Storm(Template(tmp_path, server).world(), SEED)
+    storm.blow(SECONDS)
+    control = storm.control
+    wait_until(lambda: all(JobState(row.state).is_final for row in rows(control)), 60)
+    for child in storm.supervisors:
+        child.kill()
+        child.join()
+    found = list(violations(control))
+    waits = recoveries(control, storm.killed)
+    p95 = statistics.quantiles(waits, n=20)[-1] if len(waits) > 1 else sum(waits)
+    ends = [row.state.removeprefix("JOB_STATE_") for row in rows(control)]
+    print(
+        f"\n{database}: {storm.jobs} jobs ({', '.join(f'{ends.count(e)} {e}' for e in sorted(set(ends)))}), "
+        f"{storm.supervisor_kills} supervisors and {storm.run_kills} runs killed, {storm.pauses} stopped two leases,"
+        f" {storm.cancels} cancels; {len(found)} violations; taken over {len(waits)} times, p95 {p95:.2f} s "
+        f"(lease {LIMITS.lease_seconds:g} s)"
+    )
+    control.database.close()
+    assert found == []
+    assert "FAILED" not in ends or storm.run_kills, "a job failed though no run was killed"
