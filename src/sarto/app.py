@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,6 +35,7 @@ from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
+from sarto.errors import FailedPrecondition
 from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
@@ -116,6 +119,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
         stack.push_async_callback(generator.close)
+        await asyncio.to_thread(_check_confinement, settings.run_without_network == "always", environment)
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
         keys = _key_service(settings, database)
@@ -146,6 +150,19 @@ def _make_folders(home: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid == os.getuid():
             folder.chmod(0o700)
+
+
+def _check_confinement(is_required: bool, environment: Mapping[str, str]) -> None:
+    """Try once what each run does first. Raises FailedPrecondition where runs keep the network and may not."""
+    program = [sys.executable, "-m", "sarto.engine.confine"]
+    tried = subprocess.run(program, env=dict(environment), capture_output=True, text=True, check=False)
+    reason = (tried.stderr.strip().splitlines() or ["unknown reason"])[-1] if tried.returncode else ""
+    if reason and is_required:
+        raise FailedPrecondition(f"run_without_network is set, and runs cannot be kept from the network: {reason}.")
+    if reason:
+        logger.warning("runs keep the network", extra={"reason": reason})
+    else:
+        logger.info("runs have no network")
 
 
 def _executor(stack: AsyncExitStack, environment: Mapping[str, str], warm_seconds: float) -> Executor:

@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -66,6 +67,16 @@ class Settings(BaseModel):
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
     webhook_private_addresses: bool = False
     """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
+    tls: Literal["off", "local"] = "off"
+    """`local`: HTTPS with a certificate made in the home, signed by an authority made there too."""
+    tls_certificate: Path | None = None
+    """PEM file of a certificate of your own, with its chain; HTTPS is on with it."""
+    tls_key: Path | None = None
+    """PEM file of its private key."""
+    plain_http_to_other_machines: bool = False
+    """Let plain HTTP be listened for on an address that other machines reach."""
+    run_without_network: Literal["where possible", "always"] = "where possible"
+    """`always`: do not start where a run cannot be kept from the network."""
     master_key: SecretStr = SecretStr("")
     """Master key of the local key service: 32 bytes in base64; empty means `master_key_file`."""
     master_key_file: Path | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+RING = "projects/demo/locations/us-central1/keyRings/r"
 MAIN = "from sarto.cli import main; main()"
 
 
@@ -108,3 +110,44 @@ def test_a_signal_ends_everything_at_once(tmp_path: Path, how: signal.Signals) -
     assert time.monotonic() - began < 4
     assert child.returncode == 0 and words.rstrip().endswith(str(tmp_path)), faults
     assert not (tmp_path / "address").exists() and "Traceback" not in faults
+
+
+def test_an_address_that_others_reach_is_refused_without_tls(tmp_path: Path) -> None:
+    words = refused(tmp_path, "--port", "0", "--host", "0.0.0.0")
+    assert "plain_http_to_other_machines" in words and "tls = local" in words
+
+
+def test_a_certificate_without_its_key_and_one_that_is_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"tls_certificate = '{tmp_path}/none.pem'\n")
+    assert "belong together" in refused(tmp_path, "--port", "0")
+    (tmp_path / "config.toml").write_text(f"tls_certificate = '{tmp_path}/none.pem'\ntls_key = '{tmp_path}/none.pem'\n")
+    assert "cannot be used" in refused(tmp_path, "--port", "0")
+
+
+def test_https_with_a_generated_certificate_needs_its_authority_and_works_for_the_program(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("tls = 'local'\n")
+    child = serve(tmp_path, "--port", "0")
+    try:
+        place = address(child, tmp_path)
+        assert place.startswith("https://")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{place}/readyz")
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "tls" / "ca.pem"))
+        assert httpx.get(f"{place}/readyz", verify=trusted).status_code == 200
+        environ = {
+            **os.environ,
+            "SARTO_URL": place,
+            "SSL_CERT_FILE": str(tmp_path / "tls" / "ca.pem"),
+            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "credentials" / "admin.json"),
+        }
+        for command in (
+            ["projects", "list"],
+            ["kms", "keys", "create", f"{RING}/cryptoKeys/k"],
+            ["kms", "keys", "list"],
+        ):
+            done = subprocess.run([sys.executable, "-c", MAIN, *command], env=environ, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        assert "ENABLED" in done.stdout
+    finally:
+        child.kill()
+        child.communicate()

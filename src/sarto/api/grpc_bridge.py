@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -195,8 +196,17 @@ def _abort(answer: httpx.Response, context: grpc.ServicerContext) -> None:
 class GrpcServer:
     """Listens on `port` (0 takes a free one; `port` then says which) and forwards to the HTTP server at `base_url`."""
 
-    def __init__(self, base_url: str, host: str, port: int, certificates: Certificates, workers: int = 32) -> None:
-        self.client = httpx.Client(base_url=base_url, timeout=None, trust_env=False)
+    def __init__(
+        self,
+        base_url: str,
+        host: str,
+        port: int,
+        certificates: Certificates,
+        trusted: ssl.SSLContext | bool = True,
+        workers: int = 32,
+    ) -> None:
+        """`trusted` verifies the HTTP server where it speaks TLS."""
+        self.client = httpx.Client(base_url=base_url, timeout=None, trust_env=False, verify=trusted)
         self.server = grpc.server(ThreadPoolExecutor(workers, "grpc"), handlers=[_Bridge(self.client)])
         pair = (certificates.key.read_bytes(), certificates.certificate.read_bytes())
         self.port: int = self.server.add_secure_port(

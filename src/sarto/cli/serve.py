@@ -21,6 +21,7 @@ import uvicorn
 from sarto import settings as settings_
 from sarto.app import build
 from sarto.certificates import local_certificates
+from sarto.cli.tls import LOOPBACK, Tls, choose, served_names
 from sarto.errors import FailedPrecondition
 from sarto.settings import Settings
 
@@ -45,12 +46,13 @@ def serve(
     settings = settings_.load(home, host=host, port=port, grpc_port=grpc_port)
     os.umask(0o077)  # whatever this process and its children write is its owner's alone
     _open_home(settings.home)
+    tls = choose(settings)
     with _alone(settings.home), _listen(settings.host, settings.port) as listener:
         _log_to(settings.home / "logs" / "serve.log")
-        address = _address(settings.host, listener.getsockname()[1])
+        address = _address(settings.host, listener.getsockname()[1], tls)
         try:
-            with _grpc(settings, address) as grpc_lines:
-                _run(settings, listener, address, grpc_lines)
+            with _grpc(settings, address, tls) as lines:
+                _run(settings, listener, address, lines + _trust(tls), tls)
         except KeyboardInterrupt:
             pass
         finally:
@@ -59,14 +61,14 @@ def serve(
         print("Stopped. Everything is kept in", settings.home, flush=True)
 
 
-def _run(settings: Settings, listener: socket.socket, address: str, grpc_lines: str) -> None:
+def _run(settings: Settings, listener: socket.socket, address: str, lines: str, tls: Tls | None) -> None:
     sys.setswitchinterval(THREAD_TURN_SECONDS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
     failures: list[BaseException] = []
 
     def announce(key_file: Path) -> None:
         _write_whole(settings.home / ADDRESS_FILE, f"{address}\n")
-        print(_welcome(settings, address, key_file, grpc_lines), flush=True)
+        print(_welcome(settings, address, key_file, lines), flush=True)
 
     app = build(settings, address, announce, failures.append)
     config = uvicorn.Config(
@@ -77,6 +79,8 @@ def _run(settings: Settings, listener: socket.socket, address: str, grpc_lines: 
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
     uvicorn.Server(config).run(sockets=[listener])
     if failures:
@@ -84,7 +88,7 @@ def _run(settings: Settings, listener: socket.socket, address: str, grpc_lines: 
 
 
 @contextmanager
-def _grpc(settings: Settings, address: str) -> Iterator[str]:
+def _grpc(settings: Settings, address: str, tls: Tls | None) -> Iterator[str]:
     """gRPC beside HTTP while the block runs, if it is on; gives the lines that say where. Raises FailedPrecondition
     when the extra is not installed or the port cannot be had."""
     if settings.grpc_port is None:
@@ -97,30 +101,37 @@ def _grpc(settings: Settings, address: str) -> Iterator[str]:
             f"gRPC needs the extra sarto[grpc] ({error.name} is missing): pip install 'sarto[grpc]', or leave out"
             " --grpc-port and grpc_port."
         ) from None
-    hosts = ("localhost", "127.0.0.1", "::1")
-    own = () if settings.host in (*hosts, "0.0.0.0", "::") else (settings.host,)
-    certificates = local_certificates(settings.home / "tls", (*hosts, *own))
+    names = served_names(settings.host)
+    certificates = local_certificates(settings.home / "tls", names)
     table()  # before the first call, which would wait for it
     try:
-        server = GrpcServer(address, settings.host, settings.grpc_port, certificates)
+        server = GrpcServer(address, settings.host, settings.grpc_port, certificates, tls.context() if tls else True)
     except RuntimeError as error:
         raise FailedPrecondition(
             f"Port {settings.grpc_port} of {settings.host} cannot be had for gRPC: {error}"
         ) from None
     server.start()
     try:
-        place = f"{'localhost' if not own else settings.host}:{server.port}"
+        place = f"{'localhost' if names == LOOPBACK else settings.host}:{server.port}"
         _write_whole(settings.home / GRPC_ADDRESS_FILE, f"{place}\n")
         yield f"\n  gRPC         {place}, with GRPC_DEFAULT_SSL_ROOTS_FILE_PATH={certificates.authority}"
     finally:
         server.stop()
 
 
-def _welcome(settings: Settings, address: str, key_file: Path, grpc_lines: str) -> str:
+def _trust(tls: Tls | None) -> str:
+    """What clients must be told of a certificate that nobody knows."""
+    if tls is None or tls.authority is None:
+        return ""
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
+    return f"\n  clients      export {' '.join(f'{name}={tls.authority}' for name in names)}"
+
+
+def _welcome(settings: Settings, address: str, key_file: Path, lines: str) -> str:
     return f"""Sarto is ready at {address}
   home         {settings.home}
   credentials  {key_file}
-  API          {address}/docs{grpc_lines}
+  API          {address}/docs{lines}
 
 In another terminal:
   export SARTO_URL={address} GOOGLE_APPLICATION_CREDENTIALS={key_file}
@@ -185,10 +196,11 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _address(host: str, port: int) -> str:
+def _address(host: str, port: int, tls: Tls | None) -> str:
     """Where clients on this machine reach the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sarto.schema.runs import RunSpec
 
-RESIDENT_PROGRAM = (sys.executable, "-m", "sarto.engine.resident")
+RESIDENT_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.resident")
 MOST_RESIDENTS = 2
 START_SECONDS = 300.0
 """A base that takes longer to read than this is taken for a process that hangs."""
