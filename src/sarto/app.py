@@ -241,6 +241,7 @@ def _limits(settings: Settings) -> Limits:
         max_validation_examples=settings.max_validation_examples,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
+        reserve_bytes=settings.reserve_bytes,
         webhook_private_addresses=settings.webhook_private_addresses,
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,

@@ -65,6 +65,8 @@ class Settings(BaseModel):
     """Seconds between two resume points of a run: about what a crash can cost."""
     max_job_seconds: float = 604_800.0
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
+    reserve_bytes: int = 268_435_456
+    """Room on the home's disk, in bytes, that no job may take; jobs wait while there is less."""
     webhook_private_addresses: bool = False
     """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
     tls: Literal["off", "local"] = "off"

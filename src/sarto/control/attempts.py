@@ -15,12 +15,22 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import acting, evaluations, events, leases, progress, publishing, run_specs
+from sarto.control import acting, disk, evaluations, events, leases, progress, publishing, quotas, run_specs
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
 from sarto.control.progress import Gathered, ProgressFile
-from sarto.control.tuning_jobs import CANCELLED, CANCELLED_STATUS, CANCELLING, FAILED, PENDING, RUNNING, Fenced, advance
+from sarto.control.tuning_jobs import (
+    CANCELLED,
+    CANCELLED_STATUS,
+    CANCELLING,
+    FAILED,
+    PENDING,
+    RUNNING,
+    Fenced,
+    advance,
+    amend,
+)
 from sarto.control.validation import Plan
 from sarto.errors import DeadlineExceeded, Internal, SartoError
 from sarto.names import ResourceName
@@ -101,9 +111,14 @@ class Attempt:
             leases.release(self.control.database, self.lease)
         except _Lost as loss:
             self._give_back(str(loss))
+        except disk.NoRoom as lack:
+            self._wait_for_room(str(lack))
         except SartoError as fault:
             self.executor.stop(self.handle, CANCEL_GRACE_SECONDS)
-            self._close(FAILED, fault.to_status())
+            if disk.is_full(fault):
+                self._wait_for_room(f"The job waits for room: {fault.message}.")
+            else:
+                self._close(FAILED, fault.to_status())
         except Fenced:
             if not self._is_cancelling():
                 raise
@@ -112,6 +127,9 @@ class Attempt:
         except Exception as fault:
             logger.exception("attempt failed", extra={"job": self.lease.job})
             self.executor.stop(self.handle, CANCEL_GRACE_SECONDS)
+            if disk.is_full(fault):
+                self._wait_for_room(f"The job waits for room: {fault}.")
+                return
             self._give_back(f"The service had a fault ({type(fault).__name__}).")
 
     def _run(self) -> None:
@@ -123,6 +141,7 @@ class Attempt:
         job = TuningJob.read(orjson.loads(row.resource))
         acting.check_run(self.control, self.lease.project, job)
         spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan)
+        disk.check(spec, self.control.limits.reserve_bytes)
         run_folder = Path(spec.run_folder)
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
         self._until = self._begin()
@@ -207,6 +226,18 @@ class Attempt:
                 connection, row.project, row.id, self.lease.epoch, now, kind, str(status["message"]), {"error": status}
             )
         logger.info("job ended", extra={"job": self.lease.job, "state": str(to)})
+
+    def _wait_for_room(self, words: str) -> None:
+        """The disk is full: look again after a pause. Costs no attempt, and is told once, not at every look."""
+        lease, database = self.lease, self.control.database
+        with database.transaction() as connection:
+            row = leases.hold(connection, lease)
+            now = database.now(connection)
+            if events.last_kind(connection, lease.project, lease.job) != "waiting":
+                logger.warning("job waits for room", extra={"job": lease.job})
+                events.record(connection, lease.project, lease.job, lease.epoch, now, "waiting", words)
+            amend(connection, row, now, {"tuningJobState": quotas.WAITING_FOR_CAPACITY})
+        leases.release(database, lease, pause_seconds=self.control.limits.room_seconds)
 
     def _give_back(self, reason: str) -> None:
         """A loss of machinery: try again after a pause, or fail when attempts are used up."""

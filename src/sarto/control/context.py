@@ -40,6 +40,10 @@ class Limits:
     """Between two resume points of a run: about what a kill can cost."""
     max_job_seconds: float = 0.0
     """From a job's first start to its end, all attempts together; 0 is without limit."""
+    reserve_bytes: int = 0
+    """Room on the disk that a run must leave; without it jobs wait."""
+    room_seconds: float = 15.0
+    """Pause before the disk is looked at again."""
     webhook_private_addresses: bool = False
     webhook_retry_seconds: float = 5.0
     """Pause before a webhook is told again; it quadruples with each further attempt."""

@@ -50,6 +50,12 @@ def record(
     connection.execute(_INSERT, {**row, "data": orjson.dumps(data or {}).decode()})
 
 
+def last_kind(connection: Connection, project: str, job: str) -> str:
+    """What happened to a job last."""
+    query = sa.select(job_event.c.kind).where(job_event.c.project == project, job_event.c.job == job)
+    return str(connection.execute(query.order_by(job_event.c.sequence.desc()).limit(1)).scalar() or "")
+
+
 def list_(
     control: Control, principal: Principal, name: ResourceName, after: int = 0, limit: int = MOST
 ) -> tuple[list[dict[str, Any]], int]:
