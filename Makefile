@@ -51,6 +51,10 @@ fuzz: setup  ## thousands of requests made from the API description
 crash: setup  ## every failpoint, and a longer storm of kills: SARTO_STORM_SECONDS=120 each database
 	SARTO_CRASH=all SARTO_STORM_SECONDS=$(or $(SARTO_STORM_SECONDS),120) $(PYTEST) -s tests/crash
 
+audit: setup  ## known vulnerabilities of what is pinned; asks the vulnerability service, so it needs the internet
+	$(BIN)/$(PIP) install --quiet pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+
 bench: setup base  ## the programs in benchmarks/
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
 

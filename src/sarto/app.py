@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from sarto.api.generation import target_of
 from sarto.api.http import Doors, Services
+from sarto.api.limits import Rate
 from sarto.api.routes import ROUTES
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
@@ -138,6 +139,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             keys=keys,
             threads=threads,
             max_body_bytes=settings.max_body_bytes,
+            rate=Rate(settings.requests_per_second),
             audit_log=audit_log,
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )

@@ -137,6 +137,12 @@ class PayloadTooLarge(InvalidArgument):
     http_status = 413
 
 
+class HeadersTooLarge(InvalidArgument):
+    """More headers, or larger ones, than are taken."""
+
+    http_status = 431
+
+
 class NotEmpty(FailedPrecondition):
     """A bucket that still holds objects."""
 

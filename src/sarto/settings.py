@@ -53,6 +53,8 @@ class Settings(BaseModel):
     """Most rows in a validation file."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest JSON request body, in bytes; uploads of objects are not bound by it."""
+    requests_per_second: float = 0.0
+    """Requests that one caller may make in a second, on one server; 0 is without limit."""
     lease_seconds: float = 10.0
     """How long a supervisor may be silent before its jobs are taken over."""
     token_seconds: int = 3600

@@ -11,6 +11,7 @@ from tests.structure.sources import ROOT, imports, modules, tracked_files, tree
 
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 UNSAFE_CALLS = ("eval", "exec", "compile", "__import__")
+UNSAFE_FUNCTIONS = ("yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "pandas.read_pickle")
 THIS_FILE = "tests/structure/test_forbidden.py"
 FOREIGN = re.compile(
     r"(?<![\w.~}])/(?:work|home|root|Users|mnt|opt)/\w"  # a place on somebody's machine
@@ -30,6 +31,9 @@ def test_nothing_runs_code_from_data(name: str) -> None:
             assert "trust_remote_code" not in words, f"{name}:{node.lineno} trusts remote code"
             if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
                 pytest.fail(f"{name}:{node.lineno} loads a pickle; safetensors only")
+            called = ast.unparse(node.func)
+            assert called not in UNSAFE_FUNCTIONS, f"{name}:{node.lineno} calls {called}"
+            assert "allow_pickle" not in words, f"{name}:{node.lineno} allows pickles"
             shell = words.get("shell")
             assert shell is None, f"{name}:{node.lineno} starts a shell"
 

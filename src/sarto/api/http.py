@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
+from sarto.api.limits import Rate, check_headers
 from sarto.api.routing import PUBLIC, Route, Router
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
@@ -76,6 +77,7 @@ class Services:
     control: Control
     threads: HandlerThreads
     max_body_bytes: int
+    rate: Rate
     keys: KeyService
     audit_log: AuditLog
     metadata_account: str
@@ -314,6 +316,7 @@ class Doors:
             await failure(shown)(scope, receive, send_with_id)
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
+        check_headers(scope["headers"])
         raw_path = scope.get("raw_path") or scope["path"].encode()
         if scope["method"] == "POST":
             asked = (value for name, value in scope["headers"] if name == METHOD_OVERRIDE)
@@ -328,6 +331,7 @@ class Doors:
         request = Request(scope, receive)
         if route.permission != PUBLIC:
             scope["sarto.principal"] = await self._who(request)
+            self.services.rate.take(scope["sarto.principal"].member)
             return await _recorded(request, route)
         return await route.handler(request)
 

@@ -1,0 +1,36 @@
+"""Callers that ask for too much are told the limit, and when to come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from sarto.api.limits import MOST_CALLERS, MOST_HEADERS, Rate, check_headers
+from sarto.errors import HeadersTooLarge, ResourceExhausted
+
+
+def test_too_many_and_too_large_headers_are_refused() -> None:
+    check_headers([(b"a", b"b")] * MOST_HEADERS)
+    for headers in ([(b"a", b"b")] * (MOST_HEADERS + 1), [(b"a", b"b" * 70_000)]):
+        with pytest.raises(HeadersTooLarge) as refused:
+            check_headers(headers)
+        assert refused.value.http_status == 431
+
+
+def test_each_caller_has_a_rate_of_its_own_and_hears_when_to_come_back() -> None:
+    rate = Rate(0.5)
+    rate.take("ada")
+    with pytest.raises(ResourceExhausted) as refused:
+        rate.take("ada")
+    assert refused.value.http_status == 429
+    assert 0 < float(refused.value.details[0]["retryDelay"].removesuffix("s")) <= 2
+    rate.take("eve")
+
+
+def test_no_rate_is_no_limit_and_callers_are_forgotten() -> None:
+    free = Rate(0)
+    for _ in range(1000):
+        free.take("ada")
+    rate = Rate(1)
+    for number in range(MOST_CALLERS + 10):
+        rate.take(str(number))
+    assert len(rate._buckets) == MOST_CALLERS
