@@ -32,6 +32,7 @@ from sarto.control.batch_runner import BatchRunner
 from sarto.control.context import Control, Limits
 from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
 from sarto.control.export_runner import ExportRunner
+from sarto.control.oidc import Issuer, Providers
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
@@ -134,7 +135,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             buckets=buckets,
             catalog=catalog,
             control=control,
-            authenticator=Authenticator(database, address, settings.token_seconds),
+            authenticator=Authenticator(database, address, settings.token_seconds, _providers(settings)),
             generator=generator,
             keys=keys,
             threads=threads,
@@ -144,6 +145,10 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file
+
+
+def _providers(settings: Settings) -> Providers:
+    return Providers(Issuer(i.issuer, i.audience, i.jwks, tuple(i.algorithms)) for i in settings.oidc_issuers)
 
 
 def _make_folders(home: Path) -> None:

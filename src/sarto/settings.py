@@ -18,6 +18,18 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from sarto.errors import InvalidArgument
 
 
+class OidcIssuer(BaseModel):
+    """A provider whose users may sign in with its ID tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    issuer: str
+    audience: str
+    jwks: str
+    """Address (https) or file of its keys."""
+    algorithms: list[str] = ["RS256"]
+
+
 class Settings(BaseModel):
     """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` plus its capitals."""
 
@@ -59,6 +71,8 @@ class Settings(BaseModel):
     """How long a supervisor may be silent before its jobs are taken over."""
     token_seconds: int = 3600
     """Life of an access token, in seconds."""
+    oidc_issuers: list[OidcIssuer] = []
+    """Providers whose users may sign in: `[[oidc_issuers]]` with issuer, audience, jwks, algorithms."""
     audit_data_access: bool = False
     """Record reads and use of data in the audit log too; acts that change something and refusals always are."""
     metadata_server: bool = False

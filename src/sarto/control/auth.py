@@ -1,7 +1,8 @@
 """Bearer token → Principal, and the grants that hand tokens out. Knows no HTTP.
 
 Three kinds of bearer: our access token (HS256 under the home's secret), a JWT that a service account signed itself
-(RS256 under one of our keys), nothing else. Algorithms are pinned by the kind of key, never read from the token.
+(RS256 under one of our keys), and an ID token of a configured provider. Algorithms
+are pinned by the kind of key, never read from the token.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sarto.control import service_accounts
+from sarto.control.oidc import Providers
 from sarto.errors import InvalidArgument, Unauthenticated
 from sarto.storage import tables
 from sarto.storage.database import Database
@@ -72,8 +74,11 @@ class InvalidGrant(InvalidArgument):
 class Authenticator:
     """Verifies and issues tokens for the server at `address`. Safe to use from many threads."""
 
-    def __init__(self, database: Database, address: str, token_seconds: int) -> None:
+    def __init__(
+        self, database: Database, address: str, token_seconds: int, providers: Providers | None = None
+    ) -> None:
         self.database = database
+        self._providers = providers or Providers()
         self.token_seconds = token_seconds
         self.addresses = _aliases(address)
         self._secret = _secret(database, "access_token", lambda: secrets.token_bytes(32))
@@ -177,6 +182,9 @@ class Authenticator:
         if _unverified_header(bearer).get("kid") == "access":
             claims = self._access(bearer)
             key = self._active_key(str(claims["key"]))
+        elif (provider := self._providers.of(bearer)) is not None:
+            user = provider.verify(bearer, str(_unverified_header(bearer).get("kid", "")))
+            return Principal(user.name, "", user.kind), user.expiry
         else:
             claims = self._bearer_claims(bearer)
             key = self._active_key(str(_unverified_header(bearer)["kid"]))

@@ -140,7 +140,8 @@ def _member_fault(member: str) -> str:
     if member in ("allUsers", "allAuthenticatedUsers"):
         return f'"{member}" is refused: rights are given to somebody, never to everybody; name accounts and users'
     if MEMBER.fullmatch(member):
-        return ""
+        is_mixed = member.startswith("user:") and member != member.lower()
+        return f'"{member}": write the address of a user in lower case' if is_mixed else ""
     if member.partition(":")[0] in ("group", "domain", "principalSet", "deleted"):
         return f'"{member}" is refused: groups and domains are not known here; name their users'
     return f'"{member}" is not user:EMAIL, serviceAccount:EMAIL or principal://ISSUER/subject/SUBJECT'
