@@ -75,12 +75,55 @@ def test_a_method_may_be_written_as_a_header(http: httpx.Client, tuned: dict[str
     assert refused.status_code == 405
 
 
+def test_options_says_which_methods_a_path_has(http: httpx.Client) -> None:
+    answer = http.request("OPTIONS", JOBS, headers={"Authorization": ""})
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, "GET, POST, OPTIONS", b"")
+    assert http.request("OPTIONS", f"{JOBS}/1/nothing").status_code == 404
+
+
 def test_waiting_takes_its_timeout_from_the_query_too(http: httpx.Client, tuned: dict[str, Any]) -> None:
     ref = {"tunedModelRef": {"tuningJob": tuned["name"]}}
     operation = http.post(f"{JOBS}:rebaseTunedModel", json=ref).raise_for_status().json()
     assert http.post(f"/v1/{operation['name']}:wait?timeout=1s").json()["done"] is True
     assert http.post(f"/v1/{operation['name']}:wait?timeout=soon").status_code == 400
     http.post(f"/v1/{operation['response']['name']}:cancel").raise_for_status()
+
+
+def test_a_verb_without_fields_refuses_unknown_ones(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    for verb in ("cancel", "wait"):
+        url = f"/v1/{tuned['name']}:{verb}"
+        assert http.post(url, json={"name": tuned["name"]}).status_code == 200
+        refused = http.post(url, json={"reason": "none"})
+        assert refused.status_code == 400 and "reason" in refused.json()["error"]["message"]
+
+
+def test_operations_of_every_location_are_listed_together(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    operation = http.post(f"{JOBS}:rebaseTunedModel", json={"tunedModelRef": {"tuningJob": tuned["name"]}}).json()
+    everywhere = http.get(f"/v1/{PARENT.replace('us-central1', '-')}/operations").json()["operations"]
+    assert operation in everywhere
+    assert http.get(f"/v1/{PARENT.replace('us-central1', '-')}/operations/1").status_code == 400
+    http.post(f"/v1/{operation['response']['name']}:cancel").raise_for_status()
+
+
+def test_locations_are_listed_page_by_page_and_read(http: httpx.Client, tuned: dict[str, Any]) -> None:
+    number = tuned["name"].split("/")[1]
+    first = http.get("/v1/projects/demo/locations", params={"pageSize": 20}).json()
+    rest = http.get("/v1/projects/demo/locations", params={"pageToken": first["nextPageToken"]}).json()
+    ids = [place["locationId"] for place in first["locations"] + rest["locations"]]
+    assert len(first["locations"]) == 20 and ids == sorted(set(ids)) and {"us-central1", "global"} <= set(ids)
+    place = http.get(f"/v1beta1/{PARENT}").json()
+    assert (
+        place["name"] == f"projects/{number}/locations/us-central1" and place in first["locations"] + rest["locations"]
+    )
+    assert http.get("/v1/projects/demo/locations/moon").status_code == 400
+    assert http.get("/v1/projects/nobody-here/locations").status_code == 403
+
+
+def test_a_base_model_is_read_in_a_project_too(http: httpx.Client) -> None:
+    name = "publishers/google/models/gemini-2.0-flash-001"
+    assert http.get(f"/v1/{PARENT}/{name}").json() == http.get(f"/v1/{name}").json()
+    assert http.get(f"/v1/{PARENT}/publishers/google/models/gemini-9").status_code == 404
+    assert http.get(f"/v1/{PARENT.replace('demo', 'nobody-here')}/{name}").status_code == 403
 
 
 def test_operations_refuse_a_filter_by_name(http: httpx.Client) -> None:

@@ -94,6 +94,9 @@ def test_a_model_is_changed_only_where_it_may_be(tuned: Tuned) -> None:
     assert (changed["displayName"], changed["description"], changed["defaultCheckpointId"]) == ("new", "text", "2")
     assert models.resolve(control, caller, str(name)).checkpoint_id == "2"
     assert models.update(control, caller, name, Model(), ["description"]).get("description") is None
+    replaced = models.update(control, caller, name, Model(display_name="whole"), ["*"])
+    assert replaced["displayName"] == "whole" and not replaced.get("description")
+    assert replaced["defaultCheckpointId"] == changed["defaultCheckpointId"]
     for fault, mask in ((Model(default_checkpoint_id="9"), ()), (Model(), ("artifact_uri",)), (Model(), ())):
         with pytest.raises(InvalidArgument):
             models.update(control, caller, name, fault, mask)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_body, read_message, reply
-from sarto.api.operations import answer
+from sarto.api.http import Reply, in_control, listing, named, page, parent, query, read_message, reply
+from sarto.api.operations import CancelRequest, answer
 from sarto.control import batch_predictions
 from sarto.control.batch_predictions import JOBS, ROOT
 from sarto.schema.batch_predictions import BatchPredictionJob
@@ -26,7 +26,7 @@ async def list_(request: Request) -> Reply:
 
 
 async def cancel(request: Request) -> Reply:
-    await read_body(request)
+    await read_message(request, CancelRequest)
     await in_control(request, batch_predictions.cancel, named(request, JOBS))
     return reply({})
 

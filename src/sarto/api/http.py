@@ -321,7 +321,12 @@ class Doors:
         if scope["method"] == "POST":
             asked = (value for name, value in scope["headers"] if name == METHOD_OVERRIDE)
             scope["method"] = next(asked, b"POST").decode("latin-1").upper()
-        route, values = self._router.find(scope["method"], raw_path)
+        try:
+            route, values = self._router.find(scope["method"], raw_path)
+        except MethodNotAllowed as error:
+            if scope["method"] != "OPTIONS":
+                raise
+            return Reply(status=204, headers=[(b"allow", ", ".join([*error.allowed, "OPTIONS"]).encode())])
         assert self.services is not None, "requests are taken after start only"
         scope["path_params"] = values
         scope["sarto.route"] = route

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from starlette.requests import Request
 
-from sarto.api.http import Reply, in_control, listing, page, query, read_body, read_json, reply, resource_name
+from sarto.api.http import Reply, in_control, listing, page, query, read_message, reply, resource_name
 from sarto.control import operations
 from sarto.errors import InvalidArgument
+from sarto.schema.wire import Message, Text
 
 OURS = frozenset({"progressPercentage", "progressMessage", "comparison"})
 """Fields of an operation's metadata that Google's has not."""
 V1, V1_BETA1 = "type.googleapis.com/google.cloud.aiplatform.v1.", "type.googleapis.com/google.cloud.aiplatform.v1beta1."
+
+
+class CancelRequest(Message):
+    """Of whatever can be cancelled. The URL has the name already; some clients write it into the body too."""
+
+    name: Text = ""
+
+
+class WaitRequest(CancelRequest):
+    timeout: Text = ""
 
 
 def answer(request: Request, operation: dict[str, Any]) -> Reply:
@@ -34,14 +46,13 @@ async def list_(request: Request) -> Reply:
 
 async def wait(request: Request) -> Reply:
     """The operation once it is done, or as it is after `timeout` ("30s"), which clients send in body or query."""
-    body = await read_json(request)
-    asked = query(request).get("timeout")
-    seconds = read_timeout(body if asked is None else {"timeout": asked})
+    body = await read_message(request, WaitRequest)
+    seconds = read_timeout(query(request).get("timeout", body.timeout))
     return answer(request, await in_control(request, operations.wait, resource_name(request), seconds))
 
 
 async def cancel(request: Request) -> Reply:
-    await read_body(request)
+    await read_message(request, CancelRequest)
     await in_control(request, operations.cancel, resource_name(request))
     return reply({})
 
@@ -70,12 +81,13 @@ def _is_typed_client(request: Request) -> bool:
     return b"enum-encoding" in request.scope["query_string"] or request.scope["path"].startswith("/ui/")
 
 
-def read_timeout(body: Any) -> float:
-    """A duration in Google's JSON form. Raises InvalidArgument."""
-    text = body.get("timeout", "0s") if isinstance(body, dict) else None
+def read_timeout(text: str) -> float:
+    """A duration in Google's JSON form; 0 when there is none. Raises InvalidArgument."""
     try:
-        assert isinstance(text, str) and text.endswith("s")
-        seconds = float(text[:-1])
-    except (AssertionError, ValueError):
+        number, unit = (text or "0s")[:-1], (text or "0s")[-1]
+        seconds = float(number) if unit == "s" else math.nan
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
         raise InvalidArgument.field("timeout", f'{text!r} is not a duration such as "30s".') from None
     return max(0.0, min(seconds, 3600.0))

@@ -6,9 +6,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sarto.api.http import Reply, page, reply, services
+from sarto.api.http import Reply, in_thread, page, parent, principal, reply, services
 from sarto.catalog import BaseModelEntry
-from sarto.control import paging
+from sarto.control import iam, paging
 from sarto.errors import InvalidArgument, NotFound
 
 
@@ -19,6 +19,13 @@ async def get(request: Request) -> Reply:
     except InvalidArgument as error:
         raise NotFound(error.violations[0].description) from None
     return reply(_publisher_model(entry))
+
+
+async def get_in_project(request: Request) -> Reply:
+    """The same, for clients that put project and location in front; the caller must have a right there."""
+    database, project = services(request).database, parent(request).project
+    await in_thread(request, iam.require, database, principal(request), "aiplatform.publisherModels.get", project)
+    return await get(request)
 
 
 async def list_(request: Request) -> Reply:

@@ -14,6 +14,7 @@ from sarto.api import (
     gcs,
     generation,
     keys,
+    locations,
     meta,
     models,
     openai,
@@ -289,6 +290,10 @@ GENERATION = [
 ]  # fmt: skip
 PUBLISHERS = [
     Route(
+        "GET", PUBLISHER_MODEL, publisher_models.get_in_project, "aiplatform.publisherModels.get",
+        "Get a base model, asked in a project", query=("view", "language_code", "is_hugging_face_model"),
+    ),
+    Route(
         "GET", "/{api}/publishers/{publisher}/models", publisher_models.list_, SIGNED_IN, "List base models",
         query=(*LIST, "view", "language_code", "list_all_versions"),
     ),
@@ -330,7 +335,7 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO,
+    *ABOUT, *WHO, *locations.ROUTES,
     *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,

@@ -18,14 +18,12 @@ from sarto.api.http import (
     page,
     parent,
     query,
-    read_body,
-    read_json,
     read_message,
     reply,
     resource_name,
     until_gone,
 )
-from sarto.api.operations import answer, read_timeout
+from sarto.api.operations import CancelRequest, WaitRequest, answer, read_timeout
 from sarto.control import evaluations, events, tuning_jobs
 from sarto.control import rebase as rebase_
 from sarto.errors import InvalidArgument
@@ -53,14 +51,14 @@ async def list_(request: Request) -> Reply:
 
 
 async def cancel(request: Request) -> Reply:
-    await read_body(request)
+    await read_message(request, CancelRequest)
     await in_control(request, tuning_jobs.cancel, named(request, JOBS))
     return reply({})
 
 
 async def wait(request: Request) -> Reply:
     """The job once it has ended, or as it is after `timeout` ("30s") of the body, at most five minutes."""
-    seconds = read_timeout(await read_json(request)) or MOST_WAIT_SECONDS
+    seconds = read_timeout((await read_message(request, WaitRequest)).timeout) or MOST_WAIT_SECONDS
     return reply(await until_gone(request, _ended(request, time.monotonic() + min(seconds, MOST_WAIT_SECONDS))))
 
 

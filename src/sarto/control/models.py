@@ -95,9 +95,12 @@ def list_versions(
 def update(
     control: Control, principal: Principal, name: ResourceName, given: Model, mask: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Change the fields of `mask` (snake_case), without one those that are given. Raises InvalidArgument, NotFound."""
+    """Change the fields of `mask` (snake_case), without one those that are given; `*` replaces all, the default
+    checkpoint if one is given. Raises InvalidArgument, NotFound."""
     project = iam.require(control.database, principal, "aiplatform.models.update", name.project, name.on).number
-    fields = set(mask) or (given.model_fields_set & UPDATABLE)
+    fields: frozenset[str] | set[str] = set(mask) or (given.model_fields_set & UPDATABLE)
+    if fields == {"*"}:
+        fields = UPDATABLE - ({"default_checkpoint_id"} - given.model_fields_set)
     if unknown := fields - UPDATABLE:
         raise InvalidArgument.field("update_mask", f"{', '.join(sorted(unknown))} cannot be changed.")
     if not fields:

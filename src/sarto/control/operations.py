@@ -122,11 +122,13 @@ def get(control: Control, principal: Principal, name: str) -> dict[str, Any]:
 def list_(
     control: Control, principal: Principal, parent: str, page_size: int = 0, page_token: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
-    """Newest first, of a location or of one resource in it."""
-    head, _, rest = _split(parent)
+    """Newest first, of a location (`-`: of all) or of one resource in it."""
+    head, _, rest = _split(parent, wildcard=True)
     project = iam.require(control.database, principal, "aiplatform.operations.list", head.project).number
     size, scope = paging.page_size(page_size), ("operations", project, head.location, rest)
-    query = sa.select(operation).where(operation.c.project == project, operation.c.location == head.location)
+    query = sa.select(operation).where(operation.c.project == project)
+    if head.location != "-":
+        query = query.where(operation.c.location == head.location)
     if rest:
         query = query.where(operation.c.parent == rest)
     if before := paging.start(page_token, *scope):
@@ -171,10 +173,10 @@ def _stop(connection: Connection, project: str, identifier: str) -> None:
     finish(connection, project, identifier, {"error": CANCELLED_STATUS})
 
 
-def _split(name: str) -> tuple[LocationName, str, str]:
+def _split(name: str, *, wildcard: bool = False) -> tuple[LocationName, str, str]:
     """The location, the last part, and what lies between them."""
     parts = name.split("/")
-    return parse_location("/".join(parts[:4])), parts[-1], "/".join(parts[4:])
+    return parse_location("/".join(parts[:4]), wildcard=wildcard), parts[-1], "/".join(parts[4:])
 
 
 def _parse(control: Control, principal: Principal, name: str, permission: str) -> tuple[str, str]:
