@@ -19,6 +19,7 @@ from sarto.engine.serving.rows import compiled_rows
 
 _pack = torch.ops.mkldnn._reorder_linear_weight
 _packed_product = torch.ops.mkldnn._linear_pointwise
+_packed_sum = torch.ops.mkldnn._linear_pointwise.binary
 _bag = torch.ops.aten._embedding_bag_forward_only
 PACK_ROWS = 8
 """Rows the packed layout is tuned for: a decode batch. Prompts lose nothing by it."""
@@ -26,11 +27,13 @@ LEAST_ROWS = 4
 """In float32 a product of fewer rows adds up in another order; padding to this many keeps results independent of
 what else is in the batch. In bfloat16 any number of rows gives the same bits."""
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""x (n, inputs) and terms to add (n, outputs) or None, to (n, outputs). Terms are added before the sum is rounded, as
+training does: added to a rounded product, they make an adapter's answers many times less exact."""
 
 
 class Products:
-    """x → x W^T + bias for every matrix of a decoder; takes the plain weights away from it once they are packed."""
+    """x → x W^T + bias + terms for every matrix of a decoder; takes its plain weights away once they are packed."""
 
     def __init__(self, decoder: Decoder) -> None:
         is_packed = decoder.device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -47,28 +50,36 @@ class Products:
                     projection.weight = projection.weight.new_empty(0, projection.inputs)
             self._layers.append(row)
 
-    def project(self, layer: int, group: Group, x: Tensor) -> Tensor:
-        return self._layers[layer][group](x)
+    def project(self, layer: int, group: Group, x: Tensor, terms: Tensor | None) -> Tensor:
+        return self._layers[layer][group](x, terms)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) → (R, V) float32."""
-        return self._head(hidden).float()
+        return self._head(hidden, None).float()
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Product:
-    return lambda x: F.linear(x, weight, bias)
+    def product(x: Tensor, terms: Tensor | None) -> Tensor:
+        if terms is None:
+            return F.linear(x, weight, bias)
+        return torch.addmm(terms if bias is None else terms + bias, x, weight.t())
+
+    return product
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Product:
     packed = _pack(weight.contiguous(), PACK_ROWS)
-    if weight.dtype != torch.float32:
-        return lambda x: _packed_product(x, packed, bias, "none", [], "")
+    least_rows = LEAST_ROWS if weight.dtype == torch.float32 else 1
 
-    def product(x: Tensor) -> Tensor:
+    def product(x: Tensor, terms: Tensor | None) -> Tensor:
         rows = len(x)
-        if rows < LEAST_ROWS:
-            x = F.pad(x, (0, 0, 0, LEAST_ROWS - rows))
-        found: Tensor = _packed_product(x, packed, bias, "none", [], "")
+        if rows < least_rows:
+            padding = (0, 0, 0, least_rows - rows)
+            x, terms = F.pad(x, padding), None if terms is None else F.pad(terms, padding)
+        if terms is None:
+            found: Tensor = _packed_product(x, packed, bias, "none", [], "")
+        else:
+            found = _packed_sum(x, terms, packed, bias, "add")
         return found[:rows]
 
     return product
@@ -199,14 +210,15 @@ class RowAdapters:
     wanted: tuple[Bags, ...]
 
     def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor:
-        y = self.products.project(layer, group, x)
-        if layer == self.last_layer and group != "qkv":
-            _add_rows(self.wanted, layer, group, x, y)
-            return y
-        _add_rows(self.rows, layer, group, x, y)
-        for first, length, pool, slot in self.chunks:
-            _add_chunk(pool, slot, layer, group, x[first : first + length], y[first : first + length])
-        return y
+        is_last = layer == self.last_layer and group != "qkv"
+        rows, chunks = (self.wanted, ()) if is_last else (self.rows, self.chunks)
+        if not rows and not chunks:
+            return self.products.project(layer, group, x, None)
+        terms = x.new_zeros(len(x), sum(projection.cuts))
+        _add_rows(rows, layer, group, x, terms)
+        for first, length, pool, slot in chunks:
+            _add_chunk(pool, slot, layer, group, x[first : first + length], terms[first : first + length])
+        return self.products.project(layer, group, x, terms)
 
 
 def _add_rows(plan: tuple[Bags, ...], layer: int, group: Group, x: Tensor, y: Tensor) -> None:
