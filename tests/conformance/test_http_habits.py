@@ -68,6 +68,25 @@ def test_a_client_that_waits_for_100_continue_and_sends_chunks_is_served(service
         http.post(f"/v1/{json.loads(answer.partition(b'{')[1] + answer.partition(b'{')[2])['name']}:cancel")
 
 
+@pytest.mark.parametrize("cut", [1, 40, 0, -5])
+def test_a_body_behind_an_offer_of_http2_is_read(service: Service, tuned: dict[str, Any], cut: int) -> None:
+    sent = json.dumps({"contents": [{"role": "user", "parts": [{"text": "q1"}]}]}).encode()
+    head = (
+        f"POST /v1/{tuned['tunedModel']['endpoint']}:countTokens HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        f"Host: x\r\nAuthorization: Bearer {service.token()}\r\nContent-Length: {len(sent)}\r\n"
+        "HTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", int(service.port)), timeout=30) as line:
+        for _ in range(2):  # the connection goes on after it
+            whole, at = head + sent, len(head) + cut
+            for part in (whole[:at], whole[at:]):
+                line.sendall(part)
+            answer = line.recv(65536)
+            while not answer.endswith(b"}"):
+                answer += line.recv(65536) or pytest.fail(f"it ends after {answer!r}")
+            assert answer.startswith(b"HTTP/1.1 200") and b"totalTokens" in answer, answer
+
+
 def test_a_method_may_be_written_as_a_header(http: httpx.Client, tuned: dict[str, Any]) -> None:
     read = http.post(f"/v1/{tuned['name']}", headers={"X-HTTP-Method-Override": "GET"})
     assert read.json()["name"] == tuned["name"]
