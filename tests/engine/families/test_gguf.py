@@ -92,3 +92,12 @@ def test_no_corruption_of_a_header_does_more_than_refuse(tmp_path_factory, data)
         read(tmp_path_factory.mktemp("g"), bytes(whole))
     except InvalidArgument:
         pass
+
+
+def test_a_tensor_without_values_and_tensors_that_overlap_are_refused(tmp_path):
+    with pytest.raises(InvalidArgument, match="no values"):
+        read(tmp_path, build({"w": ((0, 2**63), 0, b"")}))
+    good = build({"v": ((1, 32), 0, b"\1" * 128), "w": ((1, 32), 0, b"\2" * 128)})
+    at = good.index(struct.pack("<IQ", 0, 128)) + 4
+    with pytest.raises(InvalidArgument, match="overlap"):
+        read(tmp_path, good[:at] + struct.pack("<Q", 64) + good[at + 8 :])

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ class GgufFile:
             raise InvalidArgument(f"GGUF alignment {alignment!r} is not a number from 1 to 4096")
         start = -(-cursor.at // alignment) * alignment
         self.tensors = {name: self._place(name, shape, kind, start + at) for name, shape, kind, at in table}
+        placed = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
+        for one, following in pairwise(placed):
+            if one.offset + one.size_bytes > following.offset:
+                raise InvalidArgument(f"GGUF tensors {one.name!r} and {following.name!r} overlap; the file is broken")
 
     @staticmethod
     def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -130,6 +135,8 @@ class GgufFile:
         form, count = FORMATS[kind], 1
         for size in shape:
             count *= size
+        if not count:  # its other dimensions could be anything
+            raise InvalidArgument(f"GGUF tensor {name!r} has no values; the file is broken")
         if shape[-1] % form.block:
             raise InvalidArgument(
                 f"GGUF tensor {name!r}: rows of {shape[-1]} do not divide into blocks of {form.block}"
@@ -145,7 +152,8 @@ class GgufFile:
         if info is None:
             raise InvalidArgument(f"GGUF file has no tensor {name!r}")
         raw = np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset)
-        return _decode(raw, info.format).reshape(info.shape)
+        with np.errstate(all="ignore"):  # a scale may be infinite in a broken file
+            return _decode(raw, info.format).reshape(info.shape)
 
 
 @contextmanager

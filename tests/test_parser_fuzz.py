@@ -1,0 +1,132 @@
+"""Broken files and bodies end in an error of ours, never in a crash, and in bounded memory.
+
+A few thousand mutations of good inputs for each parser; `SARTO_FUZZ_INPUTS=100000` makes it the published run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from sarto.api.gcs_related import Related
+from sarto.engine.families.gguf import open_gguf
+from sarto.errors import InvalidArgument, SartoError
+from sarto.schema.examples import RowFault, parse_line
+from tests.api.test_gcs_related import TYPE, body
+from tests.engine.families.test_gguf import build, text
+
+INPUTS = int(os.environ.get("SARTO_FUZZ_INPUTS", "2000"))
+MOST_GROWTH_BYTES = 300 << 20
+NUMBERS = (0, 1, 2, 7, 127, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
+WORDS = (b"\0", b"\xff\xfe", b"{", b"}", b'"', b"[" * 50, b"--mark", b"\r\n\r\n", b"null", b"1e999", b"\\ud800", b"F32")
+
+
+def mutated(good: bytes, random_: random.Random) -> bytes:
+    """A few edits: bytes flipped, numbers put in, pieces cut, doubled, moved, or ended early."""
+    data = bytearray(good)
+    for _ in range(random_.randint(1, 4)):
+        at = random_.randrange(len(data) + 1)
+        match random_.randrange(6):
+            case 0:
+                data[at : at + 1] = bytes([random_.randrange(256)])
+            case 1:
+                size = random_.choice((2, 4, 8))
+                data[at : at + size] = (random_.choice(NUMBERS) % 256**size).to_bytes(size, "little")
+            case 2:
+                del data[at:]
+            case 3:
+                del data[at : at + random_.randrange(1, 40)]
+            case 4:
+                data[at:at] = data[at : at + random_.randrange(1, 40)]
+            case _:
+                data[at:at] = random_.choice(WORDS)
+    return bytes(data)
+
+
+def read_gguf(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with open_gguf(path) as file:
+        for name in list(file.tensors)[:4]:
+            file.tensor(name)
+
+
+def read_safetensors(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with safe_open(path, "np") as file:
+        for name in list(file.keys())[:4]:
+            file.get_tensor(name)
+
+
+def read_multipart(_: Path, data: bytes) -> None:
+    related = Related(TYPE)
+    for at in range(0, len(data), 17):
+        related.feed(data[at : at + 17])
+    related.close()
+
+
+def read_row(_: Path, data: bytes) -> None:
+    parse_line(data, 1, data_format="auto")
+
+
+def gguf() -> bytes:
+    pairs = text("general.alignment") + struct.pack("<II", 4, 32)
+    pairs += text("names") + struct.pack("<IIQ", 9, 8, 2) + text("one") + text("two")
+    return build({"a": ((2, 32), 0, b"\1" * 256), "b": ((1, 32), 8, b"\2" * 34)}, pairs, 2)
+
+
+def safetensors() -> bytes:
+    import numpy as np
+
+    return save({"a": np.ones((4, 8), np.float32), "b": np.ones(6, np.int64)}, {"format": "pt"})
+
+
+def row() -> bytes:
+    parts = [{"text": "question"}, {"functionCall": {"name": "f", "args": {"x": [1, 2.5, None]}}}]
+    turns = [{"role": "user", "parts": parts[:1]}, {"role": "model", "parts": parts}]
+    return json.dumps({"systemInstruction": {"parts": parts[:1]}, "contents": turns}).encode()
+
+
+PARSERS: dict[str, tuple[Callable[[], bytes], Callable[[Path, bytes], None], tuple[type[Exception], ...]]] = {
+    "gguf": (gguf, read_gguf, (InvalidArgument,)),
+    "safetensors": (safetensors, read_safetensors, (SafetensorError,)),
+    "multipart": (
+        lambda: body({"name": "x", "metadata": {"a": "b"}}, b"data" * 20),
+        read_multipart,
+        (InvalidArgument,),
+    ),
+    "jsonl": (row, read_row, (RowFault, SartoError)),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_broken_input_is_an_error_and_never_a_crash(name: str, tmp_path: Path) -> None:
+    make, read, refusals = PARSERS[name]
+    good, random_ = make(), random.Random(name)
+    read(tmp_path / "file", good)
+    before, refused = peak_bytes(), 0
+    for number in range(INPUTS):
+        data = mutated(good, random_)
+        try:
+            read(tmp_path / "file", data)
+        except refusals:
+            refused += 1
+        except Exception as error:
+            pytest.fail(f"input {number} of {name} raised {error!r}: {data!r}")
+    assert refused > INPUTS // 4
+    assert peak_bytes() - before < MOST_GROWTH_BYTES
+    print(f"\n{name}: {INPUTS} inputs, {refused} refused, {(peak_bytes() - before) >> 20} MiB more at the peak")
+
+
+def peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
