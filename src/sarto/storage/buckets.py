@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -41,6 +42,15 @@ ALWAYS = Conditions()
 PLAIN = ObjectFields()
 STALE_SECONDS = 86_400.0
 _CLOCK = "storage_generation"
+
+
+class How(TypedDict, total=False):
+    """What may be said about an object that is put into a bucket."""
+
+    content_type: str
+    metadata: Mapping[str, str] | None
+    if_generation_match: int | None
+    project: str | None
 
 
 class Buckets:
@@ -152,38 +162,28 @@ class Buckets:
         self._collect_unless(found, stored)
         return stored
 
-    def put_file(
-        self,
-        bucket: str,
-        name: str,
-        source: Path,
-        *,
-        content_type: str = PLAIN.content_type,
-        metadata: Mapping[str, str] | None = None,
-        if_generation_match: int | None = None,
-        project: str | None = None,
-    ) -> StoredObject:
+    def put_file(self, bucket: str, name: str, source: Path, **how: Unpack[How]) -> StoredObject:
         """Copy a file into a bucket; with `if_generation_match=0` only if there is no such object yet."""
-        fields = ObjectFields(content_type=content_type, metadata=dict(metadata or {}))
-        with self.spool() as spool, source.open("rb") as file:
-            spool.read_from(file)
-            return self.store(bucket, name, spool.finish(), fields, Conditions(generation=if_generation_match), project)
+        with source.open("rb") as file:
+            return self._put(bucket, name, file, **how)
 
-    def put_bytes(
+    def put_bytes(self, bucket: str, name: str, data: bytes, **how: Unpack[How]) -> StoredObject:
+        """As `put_file`, for what is small enough to be in memory."""
+        return self._put(bucket, name, BytesIO(data), **how)
+
+    def _put(
         self,
         bucket: str,
         name: str,
-        data: bytes,
-        *,
+        source: BinaryIO,
         content_type: str = PLAIN.content_type,
         metadata: Mapping[str, str] | None = None,
         if_generation_match: int | None = None,
         project: str | None = None,
     ) -> StoredObject:
-        """As `put_file`, for what is small enough to be in memory."""
         fields = ObjectFields(content_type=content_type, metadata=dict(metadata or {}))
         with self.spool() as spool:
-            spool.write(data)
+            spool.read_from(source)
             return self.store(bucket, name, spool.finish(), fields, Conditions(generation=if_generation_match), project)
 
     def copy(
