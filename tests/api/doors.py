@@ -26,6 +26,8 @@ class House:
         self.doors = Doors(ROUTES)
         self.doors.services = services
         self.tokens: dict[str, str] = {}
+        transport = httpx.ASGITransport(app=self.doors)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def account(self, name: str, role: str = "", project: str = "demo") -> str:
         """Make an account with a role in its project; gives its address."""
@@ -55,9 +57,7 @@ class House:
     async def ask(self, name: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         """A request by the account of that name; empty: without a token."""
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
-        transport = httpx.ASGITransport(app=self.doors)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-            return await client.request(method, path, json=body, **more)
+        return await self.client.request(method, path, json=body, headers=headers, **more)
 
 
 @asynccontextmanager

@@ -48,6 +48,15 @@ def require_everywhere(database: Database, principal: Principal, permission: str
         raise denied(permission, "the service")
 
 
+def require_somewhere(database: Database, principal: Principal, permission: str) -> None:
+    """For what belongs to no project and is used in all, such as a base model by its bare name. Raises
+    PermissionDenied for whoever holds the permission nowhere."""
+    is_allowed = any(grants(role, permission) for _, role in _held(database, principal.member))
+    audit.note(principal, permission, "the service", "", is_allowed)
+    if not is_allowed:
+        raise denied(permission, "the service")
+
+
 def allowed(database: Database, principal: Principal, permission: str, project: str, on: str = "") -> bool:
     """Whether the principal holds the permission in the project with this number, or on the resource under it."""
     above = (SERVICE, f"projects/{project}", f"projects/{project}/{on}")

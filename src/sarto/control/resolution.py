@@ -64,6 +64,7 @@ def resolve(control: Control, principal: Principal, name: str) -> Deployed:
     if len(parts) == 6 and parts[4] == "models":
         return tuned(control, principal, name)
     if len(parts) == 1 or parts[0] == "models":
+        iam.require_somewhere(control.database, principal, PREDICT)
         return _base(control, name)
     raise InvalidArgument(
         f'"{name}" names no model; write projects/P/locations/L/endpoints/ID, projects/P/locations/L/models/ID or '
@@ -189,6 +190,7 @@ def _publisher_model(control: Control, principal: Principal, name: str) -> Deplo
     if len(parts) != 3 or parts[1] != "models":
         raise InvalidArgument(f'"{name}" is not of the form publishers/PUBLISHER/models/NAME')
     if not prefix:
+        iam.require_somewhere(control.database, principal, PREDICT)
         return _base(control, f"publishers/{rest}")
     location = parse_location(prefix.removesuffix("/"))
     plain = parts[2].partition("@")[0]
