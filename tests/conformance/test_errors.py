@@ -95,7 +95,7 @@ def test_too_large_a_body_names_the_limit(http: httpx.Client) -> None:
 
 
 def test_ids_with_separators_are_refused(http: httpx.Client) -> None:
-    for bad in ("a:b", "a%3Ab", "a%2Fb", "..", "a%00b", "%20"):
+    for bad in ("a:b", "a%3Ab", "a%2Fb", "%2E%2E", "a%00b", "%20"):
         answer = http.get(f"http://{http.base_url.host}:{http.base_url.port}{JOBS}/{bad}")
         assert answer.status_code in (400, 404), bad
         error(answer, answer.status_code)

@@ -16,7 +16,7 @@ from sarto.control import policies
 from sarto.control.policies import Bindings, Target
 from sarto.errors import InvalidArgument, SartoError
 from sarto.names import check_id, check_location
-from sarto.schema.wire import Int64, Message, Text
+from sarto.schema.wire import Int32, Message, Text
 from sarto.storage.objects import NoSuchBucket
 
 
@@ -27,7 +27,7 @@ class Binding(Message):
 
 
 class Policy(Message):
-    version: Int64 = 1
+    version: Int32 = 1
     etag: Text = ""
     bindings: list[Binding] = Field(default_factory=list)
     kind: Text = ""
@@ -45,6 +45,11 @@ class GetIamPolicyRequest(Message):
 
 class TestIamPermissionsRequest(Message):
     permissions: list[Text] = Field(default_factory=list)
+
+
+class BucketPermissions(TestIamPermissionsRequest):
+    kind: Text = ""
+    resource_id: Text = ""
 
 
 def _getter(target: Callable[[Request], Target]) -> Handler:
@@ -205,7 +210,7 @@ ROUTES = [
     ),
     Route(
         "GET", f"{BUCKET}/testPermissions", _bucket(_test_bucket), SIGNED_IN,
-        "Which of the permissions you hold on a bucket", response=TestIamPermissionsRequest, query=None,
+        "Which of the permissions you hold on a bucket", response=BucketPermissions, query=None,
         errors="StorageError",
     ),
 ]  # fmt: skip
