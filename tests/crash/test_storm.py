@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Storm:
         self.world, self.random = world, random.Random(seed)
         self.control = world.open()
         self.supervisors = [start(supervise_for_ever, world) for _ in range(SUPERVISORS)]
-        self.stopped: dict[multiprocessing.process.BaseProcess, float] = {}
+        self.stopped: dict[int, threading.Timer] = {}
         self.killed: list[tuple[str, int, float]] = []
         """Job, epoch and time of each attempt that lost its supervisor."""
         self.jobs = self.supervisor_kills = self.run_kills = self.pauses = self.cancels = 0
@@ -56,10 +56,9 @@ class Storm:
                 (self.make, self.make, self.cancel, self.kill, self.kill_run, self.kill_run, self.stop)
             )
             act()
-            self.wake()
             time.sleep(self.random.uniform(0.05, 0.3))
-        for child in list(self.stopped):
-            self.wake(child)
+        for timer in list(self.stopped.values()):
+            timer.join()
 
     def make(self) -> None:
         if sum(not JobState(row.state).is_final for row in rows(self.control)) < 8:
@@ -83,7 +82,6 @@ class Storm:
         held = [row for row in rows(self.control) if row.lease_owner == owner.read_text()]
         self.killed += [(row.id, row.lease_epoch, time.time()) for row in held]
         child.join()
-        self.stopped.pop(child, None)
         self.supervisor_kills += 1
         self.supervisors[number] = start(supervise_for_ever, self.world)
 
@@ -97,19 +95,23 @@ class Storm:
                 pass
 
     def stop(self) -> None:
-        """Longer than two leases; what it then writes is a zombie's."""
-        child = self.random.choice(self.supervisors)
-        if child not in self.stopped and child.pid is not None:
-            os.kill(child.pid, signal.SIGSTOP)
-            self.stopped[child] = time.monotonic() + 2.2 * LIMITS.lease_seconds
-            self.pauses += 1
+        """For longer than two leases; what it then writes is a zombie's. Woken by a clock of its own: one that is
+        stopped inside a transaction holds up all writers on SQLite, the storm among them."""
+        pid = self.random.choice(self.supervisors).pid
+        assert pid is not None
+        if pid in self.stopped:
+            return
+        os.kill(pid, signal.SIGSTOP)
+        self.pauses += 1
+        self.stopped[pid] = threading.Timer(2.2 * LIMITS.lease_seconds, self.wake, [pid])
+        self.stopped[pid].start()
 
-    def wake(self, child: multiprocessing.process.BaseProcess | None = None) -> None:
-        for one, until in list(self.stopped.items()):
-            if one is child or time.monotonic() > until:
-                assert one.pid is not None
-                os.kill(one.pid, signal.SIGCONT)
-                del self.stopped[one]
+    def wake(self, pid: int) -> None:
+        del self.stopped[pid]
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass  # it was killed meanwhile
 
 
 def run_processes(home: Path) -> list[int]:
