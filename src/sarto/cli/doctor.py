@@ -128,7 +128,7 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(place).free
     found = f"{free / 1e9:.1f} GB free at {place}"
     if free < LEAST_DISK_BYTES:
-        return Finding("disk", "fault", found, "Free space, delete old models and jobs, or lower keep_run_days.")
+        return Finding("disk", "fault", found, "Free space, or delete old models and jobs.")
     if free < ENOUGH_DISK_BYTES:
         return Finding("disk", "warning", found, "Enough for small models only.")
     return Finding("disk", "ok", found)
