@@ -9,6 +9,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.api.doors import House, house
 
 PROJECT = "/v1/projects/demo"
@@ -170,3 +172,15 @@ async def _log(home: Path) -> None:
         codes = {(one["protoPayload"]["methodName"], one["protoPayload"]["status"].get("code", 0)) for one in found}  # type: ignore[index]
         create = "google.iam.admin.v1.CreateServiceAccount"
         assert {(create, 0), (create, 7)} <= codes
+
+
+@pytest.mark.parametrize("resource", ["keyRings/none", "keyRings/none/cryptoKeys/none", "models/7", "endpoints/7"])
+def test_what_does_not_exist_has_no_policy(tmp_path: Path, resource: str) -> None:
+    async def ask() -> int:
+        async with house(tmp_path) as place:
+            place.account("an-owner", "roles/owner")
+            verb = "GET" if resource.startswith("keyRings") else "POST"
+            path = f"/v1/projects/demo/locations/us-central1/{resource}:getIamPolicy"
+            return (await place.ask("an-owner", verb, path)).status_code
+
+    assert asyncio.run(ask()) == 404

@@ -197,6 +197,7 @@ def read_time_series(
 
 def batch_read(control: Control, principal: Principal, parent: LocationName, names: list[str]) -> dict[str, Any]:
     """Every point of several metrics, by the full names of their time series: `{"timeSeriesData": [...]}`."""
+    iam.require(control.database, principal, "aiplatform.tensorboardTimeSeries.read", parent.project)
     answers = []
     for name in names:
         parts = name.split("/")

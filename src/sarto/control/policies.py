@@ -21,7 +21,7 @@ from sarto.control.projects import AGENT_DOMAIN
 from sarto.control.roles import ROLES, SARTO_ADMIN
 from sarto.errors import Aborted, FieldViolation, InvalidArgument, NotFound, Unimplemented
 from sarto.storage.database import Database
-from sarto.storage.tables import binding, bucket, endpoint, model, service_account
+from sarto.storage.tables import binding, bucket, crypto_key, endpoint, key_ring, model, service_account
 from sarto.storage.tables import project as project_table
 
 MEMBER = re.compile(
@@ -160,7 +160,7 @@ def _check_accounts(connection: Connection, pairs: Iterable[tuple[str, str]]) ->
 
 
 def _check_exists(connection: Connection, target: Target) -> None:
-    """Raises NotFound. Key rings and keys are told apart by their own service."""
+    """Raises NotFound."""
     parts = target.on.split("/")
     project = target.project
     if parts[0] == "buckets":
@@ -174,6 +174,12 @@ def _check_exists(connection: Connection, target: Target) -> None:
         query = sa.select(table.c.id).where(
             table.c.project == project, table.c.id == parts[3], table.c.location == parts[1]
         )
+    elif len(parts) >= 4 and parts[2] == "keyRings":
+        ring = (key_ring.c.project == project, key_ring.c.location == parts[1], key_ring.c.id == parts[3])
+        query = sa.select(key_ring.c.id).where(*ring)
+        if len(parts) == 6:
+            key = (crypto_key.c.project == project, crypto_key.c.location == parts[1], crypto_key.c.ring == parts[3])
+            query = sa.select(crypto_key.c.id).where(*key, crypto_key.c.id == parts[5])
     else:
         return
     if connection.execute(query).first() is None:

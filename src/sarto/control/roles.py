@@ -36,7 +36,9 @@ ROLES: dict[str, Role] = {
         "Everything of tuning, models and endpoints", ("aiplatform.*", "cloudtranslate.*", PROJECT)
     ),
     "roles/aiplatform.user": Role("Tune and use models", ("aiplatform.*", "cloudtranslate.*", PROJECT), POLICIES),
-    "roles/aiplatform.viewer": Role("See, and change nothing", ("aiplatform.*.get", "aiplatform.*.list", PROJECT)),
+    "roles/aiplatform.viewer": Role(
+        "See, and change nothing", ("aiplatform.*.get", "aiplatform.*.list", "aiplatform.*.read", PROJECT)
+    ),
     TUNING_AGENT: Role(
         "What a run needs beside its buckets",
         (

@@ -64,7 +64,7 @@ def forecast(data: DataShape, chosen: ChosenParameters, base: BaseShape, machine
     operations = OPERATIONS_PER_PARAMETER * base.parameters * (tokens + beside)
     peak = _peak_bytes(base, max(data.longest, min(STEP_ROWS, round(chosen.batch_size * data.mean_tokens))))
     return found | {
-        "seconds": round(operations / (REACHED * machine.flops_per_second), 1),
+        "seconds": max(0.1, round(operations / (REACHED * machine.flops_per_second), 1)),
         "peak_memory_bytes": peak,
         "fits": machine.free_bytes == 0 or peak <= machine.free_bytes,
         "machine": asdict(machine),
