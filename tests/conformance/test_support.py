@@ -40,6 +40,26 @@ def test_a_refused_field_is_named(http: httpx.Client, dataset: Dataset, path: st
     assert named in answer.text or "already set" in answer.text, answer.text
 
 
+def bind(http: httpx.Client, resource: str, role: str, email: str) -> None:
+    policy = http.post(f"/v1/{resource}:getIamPolicy", json={}).json()
+    policy.setdefault("bindings", []).append({"role": role, "members": [f"serviceAccount:{email}"]})
+    answer = http.post(f"/v1/{resource}:setIamPolicy", json={"policy": policy})
+    assert answer.status_code == 200, answer.text
+
+
+def make_tuner(http: httpx.Client) -> str:
+    """A service account that jobs may run as."""
+    made = http.post("/v1/projects/demo/serviceAccounts", json={"accountId": "tuner-account"})
+    assert made.status_code in (200, 409), made.text
+    email = "tuner-account@demo.iam.gserviceaccount.com"
+    number = http.get("/v3/projects/demo").json()["name"].partition("/")[2]
+    for role in ("roles/aiplatform.tuningServiceAgent", "roles/storage.objectAdmin"):
+        bind(http, "projects/demo", role, email)
+    agent = f"service-{number}@gcp-sa-vertex-tune.iam.gserviceaccount.com"
+    bind(http, f"projects/demo/serviceAccounts/{email}", "roles/iam.serviceAccountTokenCreator", agent)
+    return email
+
+
 def test_supported_fields_come_back_as_they_were_sent(http: httpx.Client, dataset: Dataset) -> None:
     parameters = {"epochCount": "1", "learningRate": 0.01, "adapterSize": "ADAPTER_SIZE_EIGHT", "batchSize": "2"}
     sent = {
@@ -47,7 +67,7 @@ def test_supported_fields_come_back_as_they_were_sent(http: httpx.Client, datase
         "tunedModelDisplayName": "all of it",
         "description": "every field",
         "labels": {"team": "a"},
-        "serviceAccount": "tuner@demo.iam.gserviceaccount.com",
+        "serviceAccount": make_tuner(http),
         "outputUri": "gs://tuning-data/out/",
         "supervisedTuningSpec": {
             "trainingDatasetUri": dataset.training,

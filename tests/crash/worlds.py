@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
@@ -47,6 +48,8 @@ STEPS = {"spec": {"hyperParameters": {"epochCount": 1}}}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.crash.worlds"])
 PATIENCE_SECONDS = 60.0
+TURN = threading.Lock()
+"""Starting a process also reaps those that have ended; two threads that read one's exit code would get half of it."""
 ENDS = ("succeeded", "failed", "cancelled")
 
 
@@ -107,7 +110,8 @@ def _link(source: str, target: str) -> None:
 
 def start(role: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     child = FORKS.Process(target=_child, args=(role, arguments), daemon=True)
-    child.start()
+    with TURN:
+        child.start()
     return child
 
 
@@ -120,9 +124,11 @@ def _child(role: Callable[..., None], arguments: tuple[object, ...]) -> None:
 
 def end(child: multiprocessing.process.BaseProcess) -> int:
     """The exit code; a child that hangs is a failure."""
-    child.join(PATIENCE_SECONDS)
-    assert child.exitcode is not None, "a process hangs"
-    return child.exitcode
+    multiprocessing.connection.wait([child.sentinel], PATIENCE_SECONDS)
+    with TURN:
+        child.join(0)
+        assert child.exitcode is not None, "a process hangs"
+        return child.exitcode
 
 
 def watch(log: str, die_at: str, time_: int) -> None:
