@@ -87,7 +87,7 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
         say(
             "note" if kind == "e-mail address" else "warning",
             count,
-            f"times something like a {kind} stands in the rows",
+            f"found of what looks like: {kind}",
         )
     if repeated:
         say("warning", repeated["exact_count"], "rows repeat an earlier row")
