@@ -1,0 +1,104 @@
+"""The files of a run's checkpoints: kept on this machine under their content's name, and copied into buckets.
+
+Bytes first, under no name; `Received.write` gives them their names in a transaction of the caller's. Used by
+`publishing`; knows no lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from sarto import failpoints
+from sarto.control import projects
+from sarto.control.context import AnyRow, Control
+from sarto.errors import AlreadyExists, FailedPrecondition, NotFound
+from sarto.failpoints import around
+from sarto.names import new_id, parse_gs_uri
+from sarto.storage import together
+from sarto.storage.buckets import Buckets
+from sarto.storage.content import Content
+
+OPEN_FOLDER = "postprocess/node-0/checkpoints"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An adapter on this machine, named by its content."""
+
+    digest: str
+    folder: Path
+
+
+def artifact_uri(control: Control, row: AnyRow) -> str:
+    """The gs:// folder of all of a job's checkpoints, with `/` at its end; its bucket exists after this."""
+    output = orjson.loads(row.resource).get("outputUri")
+    if output:
+        parse_gs_uri(output, "tuning_job.output_uri")
+        return f"{output.rstrip('/')}/{OPEN_FOLDER}/"
+    project = projects.find(control.database, row.project)
+    assert project is not None
+    bucket = f"sarto-{project.id}-models"
+    try:
+        control.buckets.bucket(bucket, row.project)
+    except NotFound:
+        try:
+            control.buckets.create_bucket(row.project, bucket)
+        except AlreadyExists:
+            raise FailedPrecondition(f"The bucket gs://{bucket} for tuned models belongs to another project.") from None
+    return f"gs://{bucket}/tuningJobs/{row.id}/checkpoints/"
+
+
+def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
+    """The adapter's files under a name made of their digests, so that equal adapters are kept once."""
+    digest = hashlib.sha256("".join(f"{name}:{sha}\n" for name, sha in sorted(files.items())).encode()).hexdigest()
+    folder = control.adapter_folder(digest)
+    if not folder.is_dir():
+        part = folder.with_name(f".{digest}.{new_id()}")
+        part.mkdir(parents=True)
+        for name in files:
+            _link(source / name, part / name)
+        try:
+            with around("rename"):
+                part.rename(folder)
+        except OSError:  # another supervisor kept the same adapter meanwhile
+            shutil.rmtree(part)
+    return Kept(digest, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+@dataclass(frozen=True)
+class Received:
+    """Copies of a folder's files that are on the disk and have no name in their bucket yet."""
+
+    buckets: Buckets
+    bucket: str
+    received: dict[str, Content]
+
+    def write(self, connection: Connection, project: str) -> list[str]:
+        """Name them, under the lease that the transaction holds; gives the content they replaced."""
+        return together.write(self.buckets, connection, self.bucket, self.received, project)
+
+
+@contextmanager
+def received(control: Control, folder: Path, uri: str) -> Iterator[Received]:
+    bucket, prefix = parse_gs_uri(uri, "tuning_job.output_uri")
+    files = {prefix + path.name: path for path in sorted(folder.iterdir())}
+    failpoints.reached("receive before")
+    with together.receive(control.buckets, files) as files_received:
+        failpoints.reached("receive after")
+        yield Received(control.buckets, bucket, files_received)
