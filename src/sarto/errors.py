@@ -169,3 +169,11 @@ def from_status(status: dict[str, Any]) -> SartoError:
     error = BY_CODE.get(int(status.get("code", 13)), Internal)(str(status.get("message", "")))
     error.details = list(status.get("details", ()))
     return error
+
+
+def fault_of(error: Exception) -> SartoError:
+    """The error itself where it has a place in the API; any other is INTERNAL by its kind alone, since its words are
+    for the log."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, SartoError) else Internal(f"{type(error).__name__}; the log says more.")

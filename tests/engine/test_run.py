@@ -324,6 +324,19 @@ def test_an_evaluation_that_cannot_be_made_leaves_its_error_and_the_run_its_chec
         assert "mood" in run["error"]["message"]
 
 
+def test_whatever_breaks_in_an_evaluation_is_its_error_and_the_run_goes_on(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job", evaluation=EVALUATED, parameters={"epoch_count": 2})
+    answers = tmp_path / "job" / "resume" / EVALUATION_FOLDER / "answers"
+    answers.mkdir(parents=True)
+    (answers / "base.jsonl").write_text('{"of": "another format"}\n')
+    result = finish(spec)
+    assert result.error is None and len(result.checkpoints) == 2 and not result.has_report
+    assert [run["error"] for _, run in assessments(spec)] == [
+        {"code": 13, "message": "TypeError; the log says more."}
+    ] * 2
+    assert result.best_checkpoint_id is not None
+
+
 def test_a_judge_is_the_base_where_none_is_named_and_says_how_its_samples_agree(
     tiny: BaseWeights, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from sarto.engine.evaluation.report import TITLES, Report
 from sarto.engine.evaluation.rows import EvaluationRow, read_rows
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
-from sarto.errors import SartoError
+from sarto.errors import SartoError, fault_of
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.runs import EVALUATION_FOLDER, Assessment, CheckpointRecord, EvaluationPlan, RunSpec
 
@@ -59,9 +59,10 @@ class Assessing:
             assert self._engine is not None
             run = asyncio.run(evaluate_checkpoint(job, checkpoint, asking(self._engine, self.spec.base, key)))
             report = asyncio.run(report_job(job, [checkpoint]))
-        except SartoError as error:
-            self.say(f"Evaluation of checkpoint {record.checkpoint_id} failed: {error.message}")
-            failed = EvaluateDatasetRun(checkpoint_id=record.checkpoint_id, error=error.to_status())
+        except Exception as error:  # whatever it is, it is the evaluation's, and the tuning goes on
+            fault = _told(error)
+            self.say(f"Evaluation of checkpoint {record.checkpoint_id} failed: {fault.message}")
+            failed = EvaluateDatasetRun(checkpoint_id=record.checkpoint_id, error=fault.to_status())
             run = failed if self.plan.config is not None else None
         else:
             self.say(_about(record.checkpoint_id, report))
@@ -76,8 +77,8 @@ class Assessing:
                 return None
             job = self._job or self._open()
             return asyncio.run(report_job(job, [measures(record) for record in checkpoints], self._notes))
-        except SartoError as error:
-            self.say(f"The evaluation report failed: {error.message}")
+        except Exception as error:  # as above
+            self.say(f"The evaluation report failed: {_told(error).message}")
             return None
         finally:
             if self._engine is not None:
@@ -159,6 +160,13 @@ def _judges(engine: Engine, spec: RunSpec, plan: EvaluationPlan) -> dict[str, Ge
         key = AdapterKey(judge.adapter_digest, judge.adapter_folder) if judge.adapter_folder else None
         found[name] = asking(engine, judge.base, key)
     return found
+
+
+def _told(error: Exception) -> SartoError:
+    """The fault, and in the log where it came from if nobody expected it."""
+    if not isinstance(error, SartoError):
+        logger.error("evaluation failed", exc_info=error)
+    return fault_of(error)
 
 
 def _about(checkpoint_id: str, report: Report | None) -> str:

@@ -13,7 +13,13 @@ from google.protobuf import json_format
 
 from sarto.engine.evaluation.answers import Answer
 from sarto.engine.evaluation.asking import answer_rows
-from sarto.engine.evaluation.evaluate import AGGREGATION_FILE, ROW_FILE, evaluate_dataset
+from sarto.engine.evaluation.evaluate import (
+    AGGREGATION_FILE,
+    ROW_FILE,
+    compute_rows,
+    evaluate_dataset,
+    score_rows,
+)
 from sarto.engine.evaluation.judge import JudgeMetric, ScoreScale, judge_rows
 from sarto.engine.evaluation.plan import judge_models, plan_metrics
 from sarto.engine.evaluation.rows import default_generation_config, rows_from
@@ -362,3 +368,16 @@ def test_a_judge_with_random_weights_gives_valid_scores_by_constrained_decoding(
                 assert (judgement.choice is not None) == metric.is_pairwise
                 if judgement.score is not None:
                     assert metric.scale.low <= judgement.score <= metric.scale.high
+
+
+def test_what_a_library_cannot_take_costs_the_row_and_what_breaks_a_metric_that_metric():
+    def picky(prediction: str, reference: str) -> float:
+        return 1.0 if prediction else 1 / 0
+
+    results = compute_rows(picky, ROWS, make_answers(ROWS, TEXTS))
+    assert [result.error and result.error["message"].partition(";")[0] for result in results] == [
+        None, None, "ZeroDivisionError", None,
+    ]  # fmt: skip
+    [planned] = plan_metrics(EvaluationConfig.read({"metrics": [CONFIG["metrics"][3]]}).metrics)
+    dead = asyncio.run(score_rows(planned, ROWS, make_answers(ROWS, TEXTS), judges={}))
+    assert [result.error and result.error["code"] for result in dead.results] == [13] * 4

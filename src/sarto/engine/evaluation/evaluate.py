@@ -7,6 +7,7 @@ shows. A row that fails costs that row. Knows no buckets and no database; whoeve
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sarto.engine.evaluation.metrics import Score
 from sarto.engine.evaluation.plan import PlannedMetric, judge_models, plan_metrics
 from sarto.engine.evaluation.rows import EvaluationRow, shared_fields
 from sarto.engine.evaluation.statistics import agreement, krippendorff_alpha
-from sarto.errors import FailedPrecondition, Internal, SartoError, from_status
+from sarto.errors import FailedPrecondition, Internal, SartoError, fault_of, from_status
 from sarto.schema.evaluation import (
     AggregationMetric,
     AggregationOutput,
@@ -39,6 +40,8 @@ from sarto.schema.evaluation import (
     PointwiseMetricResult,
 )
 from sarto.schema.evaluation import Score as ScoreValue
+
+logger = logging.getLogger(__name__)
 
 ROW_FILE = "row_results.jsonl"
 AGGREGATION_FILE = "aggregation_results.json"
@@ -110,15 +113,19 @@ async def score_rows(
     concurrency: int = 8,
     pauses: tuple[float, ...] = PAUSES_SECONDS,
 ) -> MetricRows:
-    """One metric over all rows. Computing leaves the event loop free."""
-    if planned.judge is not None:
-        generate = (judges or {})[planned.judge.model]
-        judged = await judge_rows(
-            planned.judge, rows, answers, baseline, generate, concurrency=concurrency, pauses=pauses
-        )
-        return MetricRows(planned, judged)
-    assert planned.score is not None
-    return MetricRows(planned, await asyncio.to_thread(compute_rows, planned.score, rows, answers))
+    """One metric over all rows. Computing leaves the event loop free. A metric that breaks costs itself alone."""
+    try:
+        if planned.judge is not None:
+            generate = (judges or {})[planned.judge.model]
+            judged = await judge_rows(
+                planned.judge, rows, answers, baseline, generate, concurrency=concurrency, pauses=pauses
+            )
+            return MetricRows(planned, judged)
+        assert planned.score is not None
+        return MetricRows(planned, await asyncio.to_thread(compute_rows, planned.score, rows, answers))
+    except Exception as error:
+        logger.exception("metric failed", extra={"metric": planned.key})
+        return MetricRows(planned, [Judgement(error=fault_of(error).to_status()) for _ in rows])
 
 
 def compute_rows(score: Score, rows: Sequence[EvaluationRow], answers: Sequence[Answer]) -> list[Judgement]:
@@ -257,8 +264,8 @@ def _compute(score: Score, row: EvaluationRow, answer: Answer) -> Judgement:
         return Judgement(error=answer.error)
     try:
         return Judgement(score=score(answer.text, row.reference or ""))
-    except SartoError as error:
-        return Judgement(error=error.to_status())
+    except Exception as error:  # what a library cannot take costs this row
+        return Judgement(error=fault_of(error).to_status())
 
 
 def _aggregate(item: MetricRows, kind: AggregationMetric) -> AggregationResult | None:
