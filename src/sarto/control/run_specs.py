@@ -14,8 +14,10 @@ import orjson
 from sarto.catalog import DIGEST_FILE, Weights
 from sarto.control import custom_bases, evaluations
 from sarto.control.context import CUSTOM, Control
+from sarto.control.faults import SPEC
+from sarto.control.labels import LOW_MEMORY_LABEL, STOP_EARLY_LABEL
 from sarto.control.leases import Lease
-from sarto.control.validation import LOW_MEMORY_LABEL, SPEC, STOP_EARLY_LABEL, Plan
+from sarto.control.validation import Plan
 from sarto.errors import FailedPrecondition
 from sarto.failpoints import around
 from sarto.schema.runs import BaseWeights, DatasetRef, RunSpec, TuningParameters

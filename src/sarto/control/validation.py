@@ -5,34 +5,24 @@ Gives the job as it will be stored and the `Plan` its run needs. Knows no state;
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from sarto.catalog import BaseModelEntry
-from sarto.control import acting, custom_bases, datasets, evaluation_checks, resolution
+from sarto.control import acting, custom_bases, datasets, evaluation_checks, hyper_parameters, labels, tuning_sources
 from sarto.control.auth import Principal
 from sarto.control.context import Control
-from sarto.control.evaluation_checks import BEST, BEST_LABEL, Judges
-from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied, Unimplemented
+from sarto.control.evaluation_checks import Judges
+from sarto.control.faults import EVALUATION, ROOT, SPEC, Faults
+from sarto.control.tuning_sources import Source
+from sarto.errors import FieldViolation, InvalidArgument
 from sarto.names import LocationName, parse_gs_uri
 from sarto.schema.evaluation import EvaluationConfig
 from sarto.schema.evaluation_faults import config_faults
 from sarto.schema.examples import DataFormat
-from sarto.schema.tuning_jobs import AdapterSize, PreTunedModel, SupervisedTuningSpec, TuningJob, TuningMode
+from sarto.schema.tuning_jobs import SupervisedTuningSpec, TuningJob
 
-ROOT = "tuning_job"
-SPEC = f"{ROOT}.supervised_tuning_spec"
-EVALUATION = f"{ROOT}.evaluation_config"
-PARAMETERS = f"{SPEC}.hyper_parameters"
-MOST_LABELS = 64
-LABEL_CHARACTERS = 64
 NAME_CHARACTERS = 128
-OUR_LABELS = "sarto-"
-BASE_LABEL = "sarto-base"
-STOP_EARLY_LABEL, LOW_MEMORY_LABEL = "sarto-stop-early", "sarto-low-memory"
-"""Switches that the API has no field for: a label of a job, "true" or "false"."""
 UNBUILT_SPECS = (
     "preference_optimization_spec",
     "distillation_spec",
@@ -84,51 +74,17 @@ class Plan:
     """Who judges, by the names the evaluationConfig gives them."""
 
 
-@dataclass
-class _Faults:
-    wrong: list[FieldViolation] = field(default_factory=list)
-    unbuilt: list[FieldViolation] = field(default_factory=list)
-
-    def add(self, path: str, description: str) -> None:
-        self.wrong.append(FieldViolation(path, description))
-
-    def refuse(self, path: str, description: str) -> None:
-        """A field we know and cannot honour yet."""
-        self.unbuilt.append(FieldViolation(path, description))
-
-    def raise_if_any(self) -> None:
-        if self.wrong:
-            raise InvalidArgument.of(self.wrong + self.unbuilt)
-        if self.unbuilt:
-            listed = InvalidArgument.of(self.unbuilt)
-            raise Unimplemented(listed.message, listed.details)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where training begins: a base model, or a tuned one."""
-
-    entry: BaseModelEntry
-    rank: int
-    base_model: str
-    parent: resolution.Deployed | None = None
-
-    @property
-    def weights(self) -> str:
-        return self.parent.weights if self.parent else self.entry.weights.id
-
-
 def accept(
     control: Control, principal: Principal, project: str, parent: LocationName, job: TuningJob
 ) -> tuple[TuningJob, Plan]:
     """The job to store and its plan. Raises InvalidArgument with all faults, or Unimplemented naming the fields."""
-    job = _with_source(job.model_copy(update=OUTPUT_ONLY))
-    faults = _Faults()
-    source = _source(control, principal, parent, job, faults)
+    job = tuning_sources.with_source(job.model_copy(update=OUTPUT_ONLY))
+    faults = Faults()
+    source = tuning_sources.find(control, principal, parent, job, faults)
     _check_words(job, faults)
     if not faults.wrong:
         acting.check_create(control, principal, project, job)
-    _check_labels(job, source, faults)
+    labels.check(job, source, faults)
     _check_specs(job, faults)
     job, judges = _with_evaluation(control, principal, project, job, faults)
     if source is not None:
@@ -137,7 +93,7 @@ def accept(
     weights = _check_custom_base(control, project, job, source, faults)
     rank = 0
     if spec is not None:
-        rank = _check_parameters(spec, source, faults)
+        rank = hyper_parameters.check(spec, source, faults)
         _check_datasets(control, project, spec, source, faults)
     faults.raise_if_any()
     assert source is not None
@@ -146,57 +102,7 @@ def accept(
     return _stored(job, source), replace(_plan(job, source, rank, weights), judges=judges)
 
 
-def label_value(text: str) -> str:
-    """A name as a label value: lower case, and every character that labels do not have as a hyphen."""
-    return re.sub(r"[^a-z0-9_-]", "-", text.lower())[:LABEL_CHARACTERS]
-
-
-def _with_source(job: TuningJob) -> TuningJob:
-    """`baseModel` may hold the name of a tuned model, as one of the clients sends it."""
-    if job.base_model.startswith("projects/") and "/publishers/" not in job.base_model:
-        return job.model_copy(
-            update={"base_model": "", "pre_tuned_model": PreTunedModel(tuned_model_name=job.base_model)}
-        )
-    return job
-
-
-def _source(
-    control: Control, principal: Principal, parent: LocationName, job: TuningJob, faults: _Faults
-) -> _Source | None:
-    try:
-        if job.pre_tuned_model is not None:
-            return _tuned_source(control, principal, parent, job.pre_tuned_model)
-        if not job.base_model:
-            faults.add(f"{ROOT}.base_model", "Required field is not set; name a base model, or preTunedModel.")
-            return None
-        name = job.base_model
-        if name.startswith("projects/"):
-            name = name.partition("/locations/")[2].partition("/")[2]
-        entry = control.catalog.find(name, f"{ROOT}.base_model")
-    except InvalidArgument as error:
-        faults.wrong.extend(error.violations or [FieldViolation(f"{ROOT}.base_model", error.message)])
-        return None
-    return _Source(entry, entry.rules.default_adapter_size, entry.name)
-
-
-def _tuned_source(control: Control, principal: Principal, parent: LocationName, source: PreTunedModel) -> _Source:
-    path = f"{ROOT}.pre_tuned_model"
-    if not source.tuned_model_name:
-        raise InvalidArgument.field(f"{path}.tuned_model_name", "Required field is not set.")
-    try:
-        found = resolution.tuned(control, principal, source.tuned_model_name, source.checkpoint_id)
-    except (NotFound, PermissionDenied, FailedPrecondition) as error:
-        raise InvalidArgument.field(path, error.message) from None
-    if found.location != parent.location:
-        raise InvalidArgument.field(
-            f"{path}.tuned_model_name",
-            f"The tuned model is in {found.location}; tune it further there, not in {parent.location}.",
-        )
-    entry = control.catalog.find(found.base_model, f"{path}.tuned_model_name")
-    return _Source(entry, found.rank, found.base_model, found)
-
-
-def _check_words(job: TuningJob, faults: _Faults) -> None:
+def _check_words(job: TuningJob, faults: Faults) -> None:
     if len(job.tuned_model_display_name) > NAME_CHARACTERS:
         faults.add(
             f"{ROOT}.tuned_model_display_name",
@@ -213,47 +119,7 @@ def _check_words(job: TuningJob, faults: _Faults) -> None:
             faults.refuse(path, "Encryption with a key of your own is not built yet; leave the field out.")
 
 
-def _check_labels(job: TuningJob, source: _Source | None, faults: _Faults) -> None:
-    path = f"{ROOT}.labels"
-    if len(job.labels) > MOST_LABELS:
-        faults.add(path, f"{len(job.labels)} labels are given; at most {MOST_LABELS} are allowed.")
-    for key, value in job.labels.items():
-        where = f"{path}[{key}]"
-        if not key or not _is_label(key) or not key[0].isalpha():
-            faults.add(
-                where,
-                f'The label key "{key}" must begin with a lower case letter and have at most {LABEL_CHARACTERS} lower '
-                "case letters, digits, underscores and dashes.",
-            )
-        elif not _is_label(value):
-            faults.add(
-                where,
-                f'The label value "{value}" must have at most {LABEL_CHARACTERS} lower case letters, digits, '
-                "underscores and dashes.",
-            )
-        elif key in (STOP_EARLY_LABEL, LOW_MEMORY_LABEL):
-            if value not in ("true", "false"):
-                faults.add(where, f'The label "{key}" is "true" or "false".')
-            elif key == STOP_EARLY_LABEL and value == "true" and not _has_validation(job):
-                faults.add(where, "Stopping early needs validation data to look at; give a validationDatasetUri.")
-        elif key == BEST_LABEL and value == BEST:
-            continue
-        elif key.startswith(OUR_LABELS) and source and (key, value) != (BASE_LABEL, _base_label(source)):
-            faults.add(where, f'Labels beginning with "{OUR_LABELS}" are set by the service.')
-
-
-def _has_validation(job: TuningJob) -> bool:
-    spec = job.supervised_tuning_spec
-    return spec is not None and bool(spec.validation_dataset_uri)
-
-
-def _is_label(text: str) -> bool:
-    """Letters of any script, as long as they are not capitals."""
-    allowed = (c in "_-" or c.isdigit() or (c.isalpha() and c == c.lower()) for c in text)
-    return len(text) <= LABEL_CHARACTERS and all(allowed)
-
-
-def _check_specs(job: TuningJob, faults: _Faults) -> None:
+def _check_specs(job: TuningJob, faults: Faults) -> None:
     for name in UNBUILT_SPECS:
         if getattr(job, name) is not None:
             faults.refuse(f"{ROOT}.{name}", "This method of tuning is not built yet; use supervisedTuningSpec.")
@@ -262,7 +128,7 @@ def _check_specs(job: TuningJob, faults: _Faults) -> None:
 
 
 def _with_evaluation(
-    control: Control, principal: Principal, project: str, job: TuningJob, faults: _Faults
+    control: Control, principal: Principal, project: str, job: TuningJob, faults: Faults
 ) -> tuple[TuningJob, Judges]:
     """The evaluation config in our spelling, in the spec alone: google-genai fails to read a job that has it at its top
     level with aggregationMetrics, exactMatchSpec or pairwiseMetricSpec, and with that every list."""
@@ -284,7 +150,7 @@ def _with_evaluation(
     return job.model_copy(update={"evaluation_config": None, "supervised_tuning_spec": spec}), judges
 
 
-def _check_output(job: TuningJob, source: _Source, faults: _Faults) -> None:
+def _check_output(job: TuningJob, source: Source, faults: Faults) -> None:
     path = f"{ROOT}.output_uri"
     if source.entry.rules.kind != "open":
         if job.output_uri:
@@ -299,7 +165,7 @@ def _check_output(job: TuningJob, source: _Source, faults: _Faults) -> None:
         faults.wrong.extend(error.violations)
 
 
-def _check_custom_base(control: Control, project: str, job: TuningJob, source: _Source | None, faults: _Faults) -> str:
+def _check_custom_base(control: Control, project: str, job: TuningJob, source: Source | None, faults: Faults) -> str:
     """The id of the weights to tune: the source's, or those of the user's own folder."""
     if not job.custom_base_model or source is None:
         return source.weights if source else ""
@@ -316,46 +182,8 @@ def _check_custom_base(control: Control, project: str, job: TuningJob, source: _
     return ""
 
 
-def _check_parameters(spec: SupervisedTuningSpec, source: _Source | None, faults: _Faults) -> int:
-    """Checks all hyper-parameters; gives the rank, 0 while it is not known."""
-    if spec.tuning_mode is TuningMode.TUNING_MODE_FULL:
-        faults.refuse(f"{SPEC}.tuning_mode", "Full tuning is not built yet; use TUNING_MODE_PEFT_ADAPTER.")
-    given = spec.hyper_parameters
-    if given is None:
-        return source.rank if source else 0
-    for name, value in (
-        ("epoch_count", given.epoch_count),
-        ("learning_rate_multiplier", given.learning_rate_multiplier),
-        ("learning_rate", given.learning_rate),
-        ("batch_size", given.batch_size),
-    ):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            faults.add(f"{PARAMETERS}.{name}", f"{value} is not allowed; give a number greater than 0.")
-    if given.learning_rate is not None and given.learning_rate_multiplier is not None:
-        faults.add(f"{PARAMETERS}.learning_rate", "Give learningRate or learningRateMultiplier, not both.")
-    if source is None:
-        return 0
-    if source.entry.rules.kind != "open":
-        for name, value in (("learning_rate", given.learning_rate), ("batch_size", given.batch_size)):
-            if value is not None:
-                hint = " Use learningRateMultiplier." if name == "learning_rate" else ""
-                faults.add(f"{PARAMETERS}.{name}", f"This is for open models, not for {source.base_model}.{hint}")
-    return _rank(given.adapter_size, source, faults)
-
-
-def _rank(size: AdapterSize | None, source: _Source, faults: _Faults) -> int:
-    if size is None or size.is_unspecified:
-        return source.rank
-    allowed = [source.rank] if source.parent else source.entry.rules.adapter_sizes
-    if size.rank not in allowed:
-        listed = ", ".join(str(AdapterSize.of_rank(rank)) for rank in sorted(allowed))
-        why = " (the size of the model it continues)" if source.parent else ""
-        faults.add(f"{PARAMETERS}.adapter_size", f"{size} is not supported for {source.base_model}; use {listed}{why}.")
-    return size.rank
-
-
 def _check_datasets(
-    control: Control, project: str, spec: SupervisedTuningSpec, source: _Source | None, faults: _Faults
+    control: Control, project: str, spec: SupervisedTuningSpec, source: Source | None, faults: Faults
 ) -> None:
     data_format: DataFormat = "translation" if source and source.entry.rules.kind == "translation" else "auto"
     if not spec.training_dataset_uri:
@@ -371,12 +199,8 @@ def _check_datasets(
                 faults.wrong.extend(error.violations or [FieldViolation(f"{SPEC}.{name}", error.message)])
 
 
-def _base_label(source: _Source) -> str:
-    return label_value(source.entry.weights.id)
-
-
-def _stored(job: TuningJob, source: _Source) -> TuningJob:
-    changes: dict[str, object] = {"labels": {**job.labels, BASE_LABEL: _base_label(source)}}
+def _stored(job: TuningJob, source: Source) -> TuningJob:
+    changes: dict[str, object] = {"labels": {**job.labels, labels.BASE_LABEL: labels.base_label(source)}}
     if source.parent is None and not job.tuned_model_display_name:
         changes["tuned_model_display_name"] = f"{source.base_model}-{uuid4()}"[:NAME_CHARACTERS]
     if source.parent is not None:
@@ -392,7 +216,7 @@ def _stored(job: TuningJob, source: _Source) -> TuningJob:
     return job.model_copy(update=changes)
 
 
-def _plan(job: TuningJob, source: _Source, rank: int, weights: str) -> Plan:
+def _plan(job: TuningJob, source: Source, rank: int, weights: str) -> Plan:
     plan = Plan(weights, source.base_model, source.entry.rules.kind, rank)
     if source.parent is None:
         return plan
