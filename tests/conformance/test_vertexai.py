@@ -91,6 +91,22 @@ def test_experiment_data_frame_shows_the_metrics(job: Any) -> None:
     assert frame["state"][0] == "COMPLETE"
 
 
+def test_tensorboards_of_the_project_and_what_they_hold(sdk: SimpleNamespace, job: Any) -> None:
+    (board,) = sdk.aiplatform.Tensorboard.list(filter="is_default=true")
+    assert sdk.aiplatform.Tensorboard.list(filter="is_default=false") == []
+    experiments = sdk.aiplatform.TensorboardExperiment.list(tensorboard_name=board.resource_name)
+    (mine,) = [one for one in experiments if one.display_name == job.experiment.name]
+    (run,) = sdk.aiplatform.TensorboardRun.list(tensorboard_experiment_name=mine.resource_name)
+    assert run.read_time_series_data()["/train_total_loss"].values
+    (artifact,) = sdk.aiplatform.Artifact.list(filter=f'in_context("{job.experiment.resource_name}")')
+    assert artifact.metadata["resourceName"] == run.resource_name
+
+
+def test_an_experiment_of_ones_own_is_refused_by_name(sdk: SimpleNamespace, service: Service) -> None:
+    with pytest.raises(sdk.exceptions.BadRequest, match=r"MetadataService.CreateContext is not built.*leave"):
+        sdk.aiplatform.init(experiment="mine", experiment_tensorboard=False)
+
+
 def test_list_and_get_by_name(sdk: SimpleNamespace, job: Any) -> None:
     listed = sdk.sft.SupervisedTuningJob.list()
     assert job.resource_name in [one.resource_name for one in listed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -16,7 +17,12 @@ STORE = "default"
 async def get_store(request: Request) -> Reply:
     """The one metadata store; it has no settings."""
     _check_store(request)
-    return reply({"name": resource_name(request), "description": "Tuning experiments", "state": {}})
+    return reply(_store(resource_name(request)))
+
+
+async def list_stores(request: Request) -> Reply:
+    place = parent(request)
+    return listing("metadataStores", ([_store(f"{place}/metadataStores/{STORE}")], ""))
 
 
 async def get_context(request: Request) -> Reply:
@@ -37,9 +43,21 @@ async def list_executions(request: Request) -> Reply:
     return listing("executions", await in_control(request, experiments.list_executions, parent(request), chosen))
 
 
+async def list_artifacts(request: Request) -> Reply:
+    _check_store(request)
+    chosen = query(request).get("filter", "")
+    found = await in_control(request, experiments.list_artifacts, parent(request), *page(request), chosen)
+    return listing("artifacts", found)
+
+
 async def get_artifact(request: Request) -> Reply:
     _check_store(request)
     return reply(await in_control(request, experiments.get_artifact, parent(request), request.path_params["artifact"]))
+
+
+async def list_tensorboards(request: Request) -> Reply:
+    chosen = query(request).get("filter", "")
+    return listing("tensorboards", await in_control(request, experiments.list_tensorboards, parent(request), chosen))
 
 
 async def get_tensorboard(request: Request) -> Reply:
@@ -47,10 +65,24 @@ async def get_tensorboard(request: Request) -> Reply:
     return reply(await in_control(request, experiments.get_tensorboard, parent(request), board))
 
 
+async def list_tensorboard_experiments(request: Request) -> Reply:
+    await _board(request)
+    chosen = query(request).get("filter", "")
+    found = await in_control(request, experiments.list_tensorboard_experiments, parent(request), *page(request), chosen)
+    return listing("tensorboardExperiments", found)
+
+
 async def get_experiment(request: Request) -> Reply:
     await _board(request)
     experiment = request.path_params["experiment"]
     return reply(await in_control(request, experiments.get_tensorboard_experiment, parent(request), experiment))
+
+
+async def list_runs(request: Request) -> Reply:
+    await _board(request)
+    chosen, experiment = query(request).get("filter", ""), request.path_params["experiment"]
+    found = await in_control(request, experiments.list_tensorboard_runs, parent(request), experiment, chosen)
+    return listing("tensorboardRuns", found)
 
 
 async def get_run(request: Request) -> Reply:
@@ -90,6 +122,10 @@ async def batch_read(request: Request) -> Reply:
 async def _board(request: Request) -> None:
     """The TensorBoard of the path must be the project's own. Raises NotFound."""
     await in_control(request, experiments.get_tensorboard, parent(request), request.path_params["tensorboard"])
+
+
+def _store(name: str) -> dict[str, Any]:
+    return {"name": name, "description": "Tuning experiments", "state": {}}
 
 
 def _check_store(request: Request) -> None:

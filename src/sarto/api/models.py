@@ -38,6 +38,13 @@ async def list_versions(request: Request) -> Reply:
     return listing(MODELS, await in_control(request, models.list_versions, name, *page(request)))
 
 
+async def list_checkpoints(request: Request) -> Reply:
+    """A version has at most ten; one page holds them."""
+    page(request)
+    found = await in_control(request, models.get, named(request, MODELS, versioned=True))
+    return listing("checkpoints", (found.get("checkpoints", []), ""))
+
+
 async def update(request: Request) -> Reply:
     """Changes what the mask names; without a mask, what the body has."""
     given = await read_message(request, Model, "model")

@@ -26,6 +26,7 @@ from sarto.api import (
     tokens,
     translation,
     tuning_jobs,
+    unbuilt,
     webhooks,
 )
 from sarto.api.projects import ProjectMessage
@@ -164,6 +165,10 @@ REGISTRY = [
         "GET", f"{MODEL}:listVersions", models.list_versions, "aiplatform.models.get", "List a model's versions",
         response=models.ListModelsResponse, query=LIST,
     ),
+    Route(
+        "GET", f"{MODEL}:listCheckpoints", models.list_checkpoints, "aiplatform.models.get",
+        "List the checkpoints of a version", query=PAGE,
+    ),
     Route("DELETE", f"{MODEL}:deleteVersion", models.delete_version, "aiplatform.models.delete", "Delete a version"),
     Route(
         "POST", f"{MODEL}:mergeVersionAliases", models.merge_version_aliases, "aiplatform.models.update",
@@ -217,6 +222,10 @@ STORE = f"{LOCATION}/metadataStores/{{store}}"
 BOARD = f"{LOCATION}/tensorboards/{{tensorboard}}"
 RUN = f"{BOARD}/experiments/{{experiment}}/runs/{{run}}"
 EXPERIMENTS = [
+    Route(
+        "GET", f"{LOCATION}/metadataStores", experiments.list_stores, SIGNED_IN, "List metadata stores: there is one",
+        query=PAGE,
+    ),
     Route("GET", STORE, experiments.get_store, SIGNED_IN, "Get the metadata store"),
     Route(
         "GET", f"{STORE}/contexts", experiments.list_contexts, "aiplatform.contexts.list",
@@ -231,8 +240,16 @@ EXPERIMENTS = [
         query=LIST,
     ),
     Route(
+        "GET", f"{STORE}/artifacts", experiments.list_artifacts, "aiplatform.artifacts.list",
+        "List the artifacts that lead to TensorBoard runs", query=LIST,
+    ),
+    Route(
         "GET", f"{STORE}/artifacts/{{artifact}}", experiments.get_artifact, "aiplatform.artifacts.get",
         "Get the artifact that leads to a TensorBoard run",
+    ),
+    Route(
+        "GET", f"{LOCATION}/tensorboards", experiments.list_tensorboards, "aiplatform.tensorboards.list",
+        "List TensorBoards: a project has one", query=LIST,
     ),
     Route("GET", BOARD, experiments.get_tensorboard, "aiplatform.tensorboards.get", "Get the project's TensorBoard"),
     Route(
@@ -240,8 +257,16 @@ EXPERIMENTS = [
         "Read several time series", query=("time_series",),
     ),
     Route(
+        "GET", f"{BOARD}/experiments", experiments.list_tensorboard_experiments,
+        "aiplatform.tensorboardExperiments.list", "List TensorBoard experiments, newest first", query=LIST,
+    ),
+    Route(
         "GET", f"{BOARD}/experiments/{{experiment}}", experiments.get_experiment,
         "aiplatform.tensorboardExperiments.get", "Get a TensorBoard experiment",
+    ),
+    Route(
+        "GET", f"{BOARD}/experiments/{{experiment}}/runs", experiments.list_runs, "aiplatform.tensorboardRuns.list",
+        "List the runs of an experiment: it has one", query=LIST,
     ),
     Route("GET", RUN, experiments.get_run, "aiplatform.tensorboardRuns.get", "Get a TensorBoard run"),
     Route(
@@ -338,5 +363,5 @@ ROUTES: list[Route] = [
     *ABOUT, *WHO, *locations.ROUTES,
     *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
-    *TRANSLATION, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,
+    *TRANSLATION, *unbuilt.ROUTES, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

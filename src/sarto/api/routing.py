@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 from sarto.errors import InvalidArgument, MethodNotAllowed, NotFound
 
 API_VERSIONS = ("v1", "v1beta1")
-OPERATION_PREFIXES = ("ui",)
-"""The generated REST client polls operations here, without a version."""
+MIXIN_PREFIXES = ("ui",)
+"""Where the generated REST client asks for operations and locations, without a version."""
 
 PUBLIC = "public"
 """Permission of a route that needs no token."""
@@ -54,7 +54,8 @@ class Route:
         """The path under each of its versions."""
         if not self.path.startswith("/{api}/"):
             return [self.path]
-        prefixes = API_VERSIONS + (OPERATION_PREFIXES if "/operations" in self.path else ())
+        is_mixin = "/operations" in self.path or self.path.endswith(("/locations", "/locations/{location}"))
+        prefixes = API_VERSIONS + (MIXIN_PREFIXES if is_mixin else ())
         return [f"/{prefix}/{self.path.removeprefix('/{api}/')}" for prefix in prefixes]
 
 

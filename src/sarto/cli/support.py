@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic.alias_generators import to_camel
 
+from sarto.api import unbuilt
 from sarto.api.routes import ROUTES
 from sarto.api.routing import Route
 from sarto.control.validation import OUTPUT_ONLY, UNBUILT_SPECS
@@ -37,6 +38,14 @@ Under `/v1/` and `/v1beta1/` alike, and over [gRPC](api.md#grpc) under their off
 experiments and the rest are in [routes.md](routes.md).
 
 | Method | | Does |
+|---|---|---|
+"""
+UNBUILT = """
+## Documented and not built
+
+Each answers 400 with status `UNIMPLEMENTED`, its name, and what to do instead.
+
+| Method | | Instead |
 |---|---|---|
 """
 SHOWN = ("tuningJobs", "models", "endpoints", "operations", "batchPredictionJobs")
@@ -68,7 +77,8 @@ NOTES: dict[str, str] = {
 def page() -> str:
     fields = "".join(f"| `{path}` | {kind} | {verdict} | {note} |\n" for path, kind, verdict, note in fields_of())
     methods = "".join(_method(route) for route in ROUTES if _is_shown(route))
-    return HEAD + fields + METHODS + methods
+    refused = "".join(_unbuilt(*group) for group in unbuilt.GROUPS)
+    return HEAD + fields + METHODS + methods + UNBUILT + refused
 
 
 def fields_of() -> Iterator[tuple[str, str, str, str]]:
@@ -113,7 +123,7 @@ def _type_name(kind: Any) -> str:
 
 def _is_shown(route: Route) -> bool:
     last = route.path.rpartition("/locations/{location}/")[2]
-    return last != route.path and last.partition("/")[0].partition(":")[0] in SHOWN
+    return route not in unbuilt.ROUTES and last != route.path and last.partition("/")[0].partition(":")[0] in SHOWN
 
 
 def _method(route: Route) -> str:
@@ -121,3 +131,9 @@ def _method(route: Route) -> str:
     refused = route.summary.startswith("Refused: ")
     does = route.summary.removeprefix("Refused: ")
     return f"| `{route.method} {path}` | {'refused' if refused else 'supported'} | {does} |\n"
+
+
+def _unbuilt(service: str, instead: str, base: str, methods: dict[str, str]) -> str:
+    place = base.removeprefix("/{api}").removeprefix("/projects/{project}/locations/{location}").removeprefix("/")
+    rows = ((name, *rule.split(" ", 1)) for name, rule in methods.items())
+    return "".join(f"| {service}.{name} | `{method} {place}{rest}` | {instead} |\n" for name, method, rest in rows)
