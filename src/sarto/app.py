@@ -32,12 +32,13 @@ from sarto.control.batch_runner import BatchRunner
 from sarto.control.context import Control, Limits
 from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
 from sarto.control.export_runner import ExportRunner
+from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.control.oidc import Issuer, Providers
 from sarto.control.resolution import Deployed
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
-from sarto.errors import FailedPrecondition
+from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
@@ -117,7 +118,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         Uploads(buckets).sweep(time.time())
         install_samples(buckets)
         catalog = Catalog.load(home, settings.models_folder)
-        control = Control(database, buckets, catalog, home, _limits(settings))
+        control = Control(database, buckets, catalog, home, _limits(settings), _judges(settings, catalog))
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
         stack.push_async_callback(generator.close)
@@ -149,6 +150,22 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
 
 def _providers(settings: Settings) -> Providers:
     return Providers(Issuer(i.issuer, i.audience, i.jwks, tuple(i.algorithms)) for i in settings.oidc_issuers)
+
+
+def _judges(settings: Settings, catalog: Catalog) -> dict[str, JudgeEndpoint]:
+    """Raises InvalidArgument for one that can never answer, or whose name is taken."""
+    found: dict[str, JudgeEndpoint] = {}
+    for given in settings.judges:
+        if given.name in found or catalog.knows(given.name):
+            raise InvalidArgument(f"judges: {given.name} is the name of another judge or of a base model; take another")
+        made = JudgeEndpoint(
+            key=given.key(os.environ),
+            allow_private=given.private_address,
+            **given.model_dump(exclude={"key_variable", "key_file", "private_address"}),
+        )
+        made.target()
+        found[given.name] = made
+    return found
 
 
 def _make_folders(home: Path) -> None:

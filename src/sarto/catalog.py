@@ -90,16 +90,24 @@ class Catalog:
 
     def find(self, name: str, field: str = "tuning_job.base_model") -> BaseModelEntry:
         """By id, `publisher/family@version` or `publishers/P/models/X`. InvalidArgument names the known ones."""
-        plain = name.removeprefix("models/")
-        if plain.startswith("publishers/") and plain.count("/") == 3:
-            _, publisher, _, model = plain.split("/")
-            plain = model if publisher == "google" and model in self.by_name else f"{publisher}/{model}"
+        plain = self._plain(name)
         if plain in self.by_name:
             return self.by_name[plain]
         known = sorted(self.by_name)
         near = difflib.get_close_matches(plain, known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InvalidArgument.field(field, f'Base model "{name}" is not known.{hint} Known: {", ".join(known)}.')
+
+    def knows(self, name: str) -> bool:
+        """Whether `find` would find it."""
+        return self._plain(name) in self.by_name
+
+    def _plain(self, name: str) -> str:
+        plain = name.removeprefix("models/")
+        if plain.startswith("publishers/") and plain.count("/") == 3:
+            _, publisher, _, model = plain.split("/")
+            return model if publisher == "google" and model in self.by_name else f"{publisher}/{model}"
+        return plain
 
     def folder(self, weights: Weights) -> Path:
         return self.models_folder / weights.id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from sarto.errors import InvalidArgument
 
@@ -28,6 +28,44 @@ class OidcIssuer(BaseModel):
     jwks: str
     """Address (https) or file of its keys."""
     algorithms: list[str] = ["RS256"]
+
+
+class Judge(BaseModel):
+    """A model elsewhere that jobs may name as their autorater."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@:-]{0,127}$")
+    kind: Literal["openai", "gemini"]
+    base_url: str
+    """Before `/chat/completions` or `/models/MODEL:generateContent`."""
+    model: str = Field(min_length=1)
+    key_variable: str = ""
+    """Environment variable that holds its key."""
+    key_file: Path | None = None
+    """File that holds its key."""
+    private_address: bool = False
+    """Let it be at http or at an address that is not public."""
+    replies: Literal["schema", "json"] = "schema"
+    """`json` for an endpoint that cannot hold a reply to a schema."""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What an OpenAI-compatible endpoint calls the limit of a reply."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    concurrency: int = Field(default=8, ge=1)
+    """Calls at once, over all jobs of this server."""
+
+    def key(self, environ: Mapping[str, str]) -> str:
+        """Empty where none was set. Raises InvalidArgument for a variable or a file that is not there."""
+        if self.key_variable:
+            if not environ.get(self.key_variable):
+                raise InvalidArgument(f"judges: the key of {self.name} is not in the variable {self.key_variable}")
+            return environ[self.key_variable].strip()
+        try:
+            return self.key_file.expanduser().read_text().strip() if self.key_file else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgument(
+                f"judges: the key of {self.name} cannot be read from {self.key_file}: {error}"
+            ) from None
 
 
 class Settings(BaseModel):
@@ -103,6 +141,8 @@ class Settings(BaseModel):
     """Keys of other key services: resource name to `hcvault://`, `gcp-kms://` or `aws-kms://` URI; in `config.toml`."""
     vault_token: SecretStr = SecretStr("")
     """Token for keys in a HashiCorp Vault."""
+    judges: list[Judge] = []
+    """Models elsewhere that jobs may name as autoraters: `[[judges]]` with name, kind, base_url, model and a key."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.judge_server import KEY, judge_server
+
 from .service import Service, training_rows, upload, wait_for
 
 PARENT = "projects/demo/locations/us-central1"
@@ -32,9 +34,19 @@ def nobody_leaves_this_machine() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("service") / "home")
-    service.start()
-    yield service
-    service.stop()
+    with judge_server() as judge:
+        service.write_judges(
+            (name, kind, f"{url}/v1", model)
+            for name, kind, url, model in (
+                ("outside/fair", "openai", judge, "fair"),
+                ("outside/fair-gemini", "gemini", judge, "fair"),
+                ("outside/wordy", "openai", judge, "wordy"),
+                ("outside/away", "openai", "http://127.0.0.1:9", "any"),
+            )
+        )
+        service.start(JUDGE_KEY=KEY)
+        yield service
+        service.stop()
 
 
 @pytest.fixture(scope="session")

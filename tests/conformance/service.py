@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ weights = "tiny"
 adapter_sizes = [1, 2, 4, 8, 16]
 default_adapter_size = 16
 """
+JUDGE = """
+[[judges]]
+name = "{name}"
+kind = "{kind}"
+base_url = "{url}"
+model = "{model}"
+key_variable = "JUDGE_KEY"
+private_address = true
+"""
 MAIN = "from sarto.cli import main; main()"
 ANSWERS = ["yes", "no", "maybe", "never"]
 
@@ -61,6 +71,12 @@ class Service:
         self.key_file = home / "credentials" / "admin.json"
         self.address = ""
         self._child: subprocess.Popen[bytes] | None = None
+
+    def write_judges(self, judges: Iterable[tuple[str, str, str, str]]) -> None:
+        """Name, form, address and model of judges elsewhere, into the configuration."""
+        names = ("name", "kind", "url", "model")
+        tables = [JUDGE.format(**dict(zip(names, judge, strict=True))) for judge in judges]
+        (self.home / "config.toml").write_text("".join(tables))
 
     def start(self, *options: str, **environment: str) -> None:
         command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--home", str(self.home), *options]

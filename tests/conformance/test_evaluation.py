@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.judge_server import KEY
+
 from .conftest import PARENT, Dataset, ended
 from .service import Service, upload
 
@@ -123,6 +125,7 @@ POINTWISE = {"pointwiseMetricSpec": {"metricPromptTemplate": "Rate {response}"}}
         (config({"pointwiseMetricSpec": {"metricPromptTemplate": "Rate it"}}), TEMPLATE),
         (config(POINTWISE, autoraterConfig={"autoraterModel": "publishers/google/models/gpt"}), "autorater_model"),
         (config(POINTWISE, autoraterConfig={"autoraterModel": f"{PARENT}/endpoints/4711"}), "autorater_model"),
+        (config(POINTWISE, autoraterConfig={"autoraterModel": "outside/unfair"}), "autorater_model"),
         (config(POINTWISE, autoraterConfig={"samplingCount": 33}), "sampling_count"),
         (config(POINTWISE, prefix="gs://no-such-bucket-here/x"), "output_uri_prefix"),
     ],
@@ -154,3 +157,35 @@ def test_a_bucket_that_goes_away_meanwhile_costs_the_evaluation_not_the_job(
     http.delete("/storage/v1/b/short-lived").raise_for_status()
     job = ended(http, made["name"])
     assert all("short-lived" in run["error"]["message"] for run in job["evaluateDatasetRuns"])
+
+
+def test_judges_elsewhere_score_and_one_that_is_away_costs_its_metric_alone(
+    service: Service, http: httpx.Client, dataset: Dataset
+) -> None:
+    def metric(judge: str) -> dict[str, Any]:
+        spec = {
+            "metricPromptTemplate": "Rate {response} from 1 to 5",
+            "judgeAutoraterConfig": {"autoraterModel": judge, "samplingCount": 2},
+        }
+        limits = {"scoreRange": {"min": 1, "max": 5, "step": 1}}
+        return {"llmBasedMetricSpec": spec, "aggregationMetrics": ["AVERAGE"], "metadata": limits}
+
+    names = ["outside/fair", "outside/fair-gemini", "outside/away", "outside/wordy"]
+    asked = body(dataset, config(*map(metric, names)))
+    asked["supervisedTuningSpec"]["hyperParameters"] = {"epochCount": 1}
+    made = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=asked)
+    assert made.status_code == 200, made.text
+    job = ended(http, made.json()["name"])
+    [run] = job["evaluateDatasetRuns"]
+    assert "llm_based_3: no row could be scored" in run["error"]["message"]
+    assert "outside/away could not be reached" in run["error"]["message"]
+    results = run["evaluateDatasetResponse"]["aggregationOutput"]["aggregationResults"]
+    scores = [result["pointwiseMetricResult"]["score"] for result in results]
+    assert len(scores) == 2 and scores[0] == scores[1] and 1 <= scores[0] <= 5
+    directory = run["evaluateDatasetResponse"]["outputInfo"]["gcsOutputDirectory"].removeprefix("gs://")
+    bucket, _, prefix = directory.partition("/")
+    name = f"{prefix}/aggregation_results.json".replace("/", "%2F")
+    metrics = http.get(f"/storage/v1/b/{bucket}/o/{name}", params={"alt": "media"}).json()["metrics"]
+    assert [(each["judge"], each["scored"]) for each in metrics] == list(zip(names, (4, 4, 0, 0), strict=True))
+    left = [*(service.home / "runs").rglob("*.json*"), *(service.home / "runs").rglob("log.txt")]
+    assert left and not any(KEY.encode() in path.read_bytes() for path in left)

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "sarto.engine.run": ("sarto.settings",),
+    "sarto.engine.outside": ("sarto.storage.growing",),
     "sarto.serving.worker": ("sarto.engine",),
 }
 ABOVE_IN_ENGINE = ("tuning", "serving", "evaluation")

@@ -10,6 +10,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,17 +21,29 @@ EMBEDDING = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/
 """IPv6 ranges whose addresses stand for IPv4 ones."""
 
 
+WEBHOOK_SETTING = "webhook_private_addresses"
+
+
 @dataclass(frozen=True)
 class Target:
-    """An http(s) URL taken apart."""
+    """An http(s) URL taken apart. `setting` is what allows it a private address, where it has not got that already."""
 
     scheme: str
     host: str
     port: int
     path: str
+    allow_private: bool = False
+    setting: str = WEBHOOK_SETTING
 
 
-def parse(url: str, field: str, allow_private: bool) -> Target:
+@dataclass(frozen=True)
+class Answered:
+    status: int
+    body: bytes
+    retry_after: str = ""
+
+
+def parse(url: str, field: str, allow_private: bool, setting: str = WEBHOOK_SETTING) -> Target:
     """Raises InvalidArgument for what is no https URL; http only where private addresses are allowed."""
     try:
         parts = urlsplit(url)
@@ -43,10 +56,10 @@ def parse(url: str, field: str, allow_private: bool) -> Target:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not path.isascii() or not path.isprintable() or " " in path:
         raise InvalidArgument.field(field, f'"{url[:200]}": write its path percent-encoded.')
-    return Target(parts.scheme, parts.hostname, port, path)
+    return Target(parts.scheme, parts.hostname, port, path, allow_private, setting)
 
 
-def resolve(target: Target, allow_private: bool) -> tuple[str, int]:
+def resolve(target: Target) -> tuple[str, int]:
     """An address of the target that may be called, and its port. Raises InvalidArgument, Unavailable."""
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
@@ -54,10 +67,10 @@ def resolve(target: Target, allow_private: bool) -> tuple[str, int]:
         raise Unavailable(f"{target.host} has no address: {error}") from None
     addresses = [str(place[0]) for _, _, _, _, place in found]
     for address in addresses:
-        if not allow_private and not is_public(address):
+        if not target.allow_private and not is_public(address):
             raise InvalidArgument(
                 f"{target.host} is at {address}, which is not a public address; its administrator can allow those with"
-                " webhook_private_addresses."
+                f" {target.setting}."
             )
     return addresses[0], target.port
 
@@ -72,10 +85,12 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-def post(target: Target, body: bytes, headers: dict[str, str], seconds: float, allow_private: bool) -> int:
-    """The status of one POST. Raises InvalidArgument for an address that is not allowed, OSError, HTTPException."""
-    place = resolve(target, allow_private)
-    raw = socket.create_connection(place, seconds)
+def post(
+    target: Target, body: bytes, headers: dict[str, str], seconds: float, most_bytes: int = MOST_ANSWER_BYTES
+) -> Answered:
+    """The answer to one POST, its body cut at `most_bytes`. Raises InvalidArgument for an address that is not allowed,
+    OSError (a TimeoutError after `seconds` of silence, or that long after the answer began), HTTPException."""
+    raw = socket.create_connection(resolve(target), seconds)
     try:
         if target.scheme == "https":
             raw = ssl.create_default_context().wrap_socket(raw, server_hostname=target.host)
@@ -83,7 +98,11 @@ def post(target: Target, body: bytes, headers: dict[str, str], seconds: float, a
         connection.sock = raw
         connection.request("POST", target.path, body, headers)
         answer = connection.getresponse()
-        answer.read(MOST_ANSWER_BYTES)
-        return answer.status
+        read, until = b"", time.monotonic() + seconds
+        while len(read) < most_bytes and (part := answer.read1(most_bytes - len(read))):
+            read += part
+            if time.monotonic() > until:
+                raise TimeoutError("the answer did not end in time")
+        return Answered(answer.status, read, answer.headers.get("retry-after", ""))
     finally:
         raw.close()

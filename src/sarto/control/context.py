@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from sarto.catalog import DIGEST_FILE, Catalog
+from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.errors import FailedPrecondition
 from sarto.schema.runs import BaseWeights
 from sarto.storage.buckets import Buckets
@@ -58,6 +60,8 @@ class Control:
     catalog: Catalog
     home: Path
     limits: Limits = field(default_factory=Limits)
+    judges: Mapping[str, JudgeEndpoint] = field(default_factory=dict)
+    """Models elsewhere that jobs may have as judges, by the names their users write."""
 
     def job_folder(self, job: str) -> Path:
         """Everything a job's runs leave on this machine: `data/`, `resume/` and one folder per lease epoch."""

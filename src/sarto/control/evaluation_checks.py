@@ -22,7 +22,8 @@ Judges = dict[str, tuple[str, str, str]]
 def check(
     control: Control, principal: Principal, project: str, config: EvaluationConfig, path: str, has_validation: bool
 ) -> tuple[list[FieldViolation], Judges]:
-    """What is wrong with where results go, who judges and what is asked; and the judges as a Plan keeps them."""
+    """What is wrong with where results go, who judges and what is asked; and the judges of this server as a Plan keeps
+    them."""
     faults: list[FieldViolation] = []
     if not has_validation:
         where = path.removesuffix("evaluation_config") + "validation_dataset_uri"
@@ -38,10 +39,13 @@ def check(
             faults.append(FieldViolation(where, error.message))
     judges: Judges = {}
     for where, name in judge_names(config, path):
+        if name in control.judges:
+            continue
         try:
             found = resolution.resolve(control, principal, name)
             control.base(found.weights)
             judges[name] = found.weights, found.adapter_folder, found.adapter_digest
         except SartoError as error:
-            faults.append(FieldViolation(where, f"The autorater does not answer: {error.message}"))
+            known = f" Judges elsewhere: {', '.join(sorted(control.judges))}." if control.judges else ""
+            faults.append(FieldViolation(where, f"The autorater does not answer: {error.message}{known}"))
     return faults, judges

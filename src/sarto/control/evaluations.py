@@ -19,6 +19,7 @@ from sarto.control.tuning_jobs import amend
 from sarto.control.validation import Plan
 from sarto.errors import NotFound, SartoError
 from sarto.names import ResourceName, parse_gs_uri
+from sarto.schema.evaluation import judge_names
 from sarto.schema.runs import EVALUATION_FOLDER, Assessment, EvaluationPlan, JudgeModel
 from sarto.schema.tuning_jobs import TuningJob
 
@@ -39,7 +40,12 @@ def plan(control: Control, job: TuningJob, decided: Plan) -> EvaluationPlan:
     }
     assert config.output_config and config.output_config.gcs_destination
     prefix = config.output_config.gcs_destination.output_uri_prefix.rstrip("/")
-    return EvaluationPlan(config=config.to_json(), judges=judges, output_uri=f"{prefix}/{job.name.rpartition('/')[2]}")
+    return EvaluationPlan(
+        config=config.to_json(),
+        judges=judges,
+        outside_judges=sorted({name for _, name in judge_names(config, "")} - judges.keys()),
+        output_uri=f"{prefix}/{job.name.rpartition('/')[2]}",
+    )
 
 
 def publish(control: Control, lease: Lease, assessment: Assessment) -> None:

@@ -29,6 +29,7 @@ from sarto.schema.runs import (
     StepMetrics,
 )
 from sarto.storage.database import Database
+from sarto.storage.growing import GrowingFile
 from sarto.storage.tables import metric_point
 
 PROGRESS_FILE = "progress.jsonl"
@@ -38,22 +39,12 @@ METRIC_NAMES = tuple(f"/{part}_{name}" for part in ("train", "eval") for name in
 
 
 class ProgressFile:
-    """Reads on where it stopped; a line that is not whole yet waits for the next time."""
-
     def __init__(self, run_folder: Path) -> None:
-        self._path = run_folder / PROGRESS_FILE
-        self._offset = 0
+        self._file = GrowingFile(run_folder / PROGRESS_FILE)
 
     def read(self) -> list[Progress]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [Progress.model_validate_json(line) for line in whole.splitlines() if line.strip()]
+        """What was said since the last call."""
+        return [Progress.model_validate_json(line) for line in self._file.lines()]
 
 
 @dataclass

@@ -105,7 +105,7 @@ class WebhookSender:
         }
         try:
             target = addresses.parse(row.uri, "webhook.uri", is_private_allowed)
-            status = addresses.post(target, body, headers, CALL_SECONDS, is_private_allowed)
+            status = addresses.post(target, body, headers, CALL_SECONDS).status
         except SartoError as error:
             return error.message, False
         except (OSError, http.client.HTTPException) as error:

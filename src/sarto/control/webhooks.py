@@ -31,7 +31,7 @@ def create(control: Control, principal: Principal, parent: LocationName, uri: st
     """The webhook, and this once its secret. Raises InvalidArgument for an address that may not be called."""
     project = iam.require(control.database, principal, "aiplatform.webhooks.create", parent.project).number
     is_private_allowed = control.limits.webhook_private_addresses
-    addresses.resolve(addresses.parse(uri, "webhook.uri", is_private_allowed), is_private_allowed)
+    addresses.resolve(addresses.parse(uri, "webhook.uri", is_private_allowed))
     name = ResourceName(project, parent.location, "webhooks", new_id())
     secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(24)).decode()
     with control.database.transaction() as connection:

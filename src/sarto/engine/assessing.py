@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -20,11 +21,12 @@ from sarto.engine.evaluation.asking import Generate
 from sarto.engine.evaluation.job import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
 from sarto.engine.evaluation.report import TITLES, Report
 from sarto.engine.evaluation.rows import EvaluationRow, read_rows
+from sarto.engine.outside import Outside
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
 from sarto.errors import SartoError, fault_of
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
-from sarto.schema.runs import EVALUATION_FOLDER, Assessment, CheckpointRecord, EvaluationPlan, RunSpec
+from sarto.schema.runs import EVALUATION_FOLDER, Assessment, CheckpointRecord, RunSpec
 
 logger = logging.getLogger(__name__)
 STANDARD_ROWS = 40
@@ -48,6 +50,7 @@ class Assessing:
         self._notes: list[str] = []
         self._job: JobEvaluation | None = None
         self._engine: Engine | None = None
+        self._outside = Outside(Path(spec.run_folder))
 
     def after(self, record: CheckpointRecord) -> Assessment:
         """Answers and scores of one checkpoint; what another attempt has asked already is not asked again."""
@@ -57,7 +60,8 @@ class Assessing:
             job = self._open()
             self.say(f"Evaluation of checkpoint {record.checkpoint_id} on {len(job.rows)} rows began.")
             assert self._engine is not None
-            run = asyncio.run(evaluate_checkpoint(job, checkpoint, asking(self._engine, self.spec.base, key)))
+            judged = replace(job, judges=self._judges(self._engine))
+            run = asyncio.run(evaluate_checkpoint(judged, checkpoint, asking(self._engine, self.spec.base, key)))
             report = asyncio.run(report_job(job, [checkpoint]))
         except Exception as error:  # whatever it is, it is the evaluation's, and the tuning goes on
             fault = _told(error)
@@ -98,13 +102,15 @@ class Assessing:
         if len(chosen) < len(rows):
             self._notes.append(f"{len(chosen)} of {len(rows)} validation rows were asked, evenly spread over the file.")
         self._engine = Engine(EngineOptions(threads=spec.threads, device=spec.device, dtype=spec.dtype))
+        if self.plan.outside_judges:
+            names = ", ".join(self.plan.outside_judges)
+            self.say(f"Judges elsewhere are asked ({names}): what their templates ask for leaves this server.")
         self._job = JobEvaluation(
             f"Evaluation of {spec.job}",
             self.folder,
             chosen,
             asking(self._engine, spec.base),
             config=config,
-            judges=_judges(self._engine, spec, self.plan),
             dataset_uri=dataset.uri,
             output_uri=self.plan.output_uri,
             concurrency=CONCURRENCY,
@@ -112,6 +118,15 @@ class Assessing:
             base_measures=self._base_measures(),
         )
         return self._job
+
+    def _judges(self, engine: Engine) -> dict[str, Generate]:
+        """Who answers for each autorater; whoever was away at the last checkpoint is asked again."""
+        found = {"": asking(engine, self.spec.base)}
+        found |= {name: self._outside.asking(name) for name in self.plan.outside_judges}
+        for name, judge in self.plan.judges.items():
+            key = AdapterKey(judge.adapter_digest, judge.adapter_folder) if judge.adapter_folder else None
+            found[name] = asking(engine, judge.base, key)
+        return found
 
     def _base_measures(self) -> tuple[float | None, float | None]:
         """Measured once for all attempts."""
@@ -152,14 +167,6 @@ def answer_tokens(rows: Sequence[EvaluationRow], tokenizer: ChatTokenizer) -> in
     """Most tokens of an answer, by the longest reference; 0 where there is none."""
     longest = max((len(tokenizer.encode(row.reference)) for row in rows if row.reference), default=0)
     return min(MOST_TOKENS, int(longest * LONGER) + MORE_TOKENS) if longest else 0
-
-
-def _judges(engine: Engine, spec: RunSpec, plan: EvaluationPlan) -> dict[str, Generate]:
-    found = {"": asking(engine, spec.base)}
-    for name, judge in plan.judges.items():
-        key = AdapterKey(judge.adapter_digest, judge.adapter_folder) if judge.adapter_folder else None
-        found[name] = asking(engine, judge.base, key)
-    return found
 
 
 def _told(error: Exception) -> SartoError:

@@ -16,6 +16,10 @@ EVALUATION_FOLDER = "evaluation"
 """In the resume folder, so that no later attempt asks again; in the run folder where there is none."""
 
 
+ASKED_FILE, ANSWERED_FILE = "asked.jsonl", "answered.jsonl"
+"""In the run folder: a run's questions to models elsewhere, and the service's answers to them."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,6 +78,8 @@ class EvaluationPlan(_Record):
     """An EvaluationConfig as the API writes it."""
     judges: dict[str, JudgeModel] = Field(default_factory=dict)
     """By the names the config gives them; the base of the job answers for none named."""
+    outside_judges: list[str] = Field(default_factory=list)
+    """Judges that the service asks for the run, which has no network."""
     output_uri: str = ""
     """Where the files of the config's metrics will be found."""
 
@@ -233,6 +239,22 @@ class Assessment(_Record):
     folder: str
     """In the evaluation folder; holds the files of the config's metrics."""
     run: dict[str, Any] | None = None
+
+
+class OutsideQuestion(_Record):
+    """A line of `asked.jsonl`: what a model elsewhere is to be asked. `request` is a GenerateContentRequest."""
+
+    number: int
+    judge: str
+    request: dict[str, Any]
+
+
+class OutsideAnswer(_Record):
+    """A line of `answered.jsonl`, written by the service: a GenerateContentResponse, or the status of an error."""
+
+    number: int
+    response: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
 
 
 class Progress(_Record):
