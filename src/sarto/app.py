@@ -270,4 +270,5 @@ def _limits(settings: Settings) -> Limits:
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,
         threads=settings.threads or cores(),
+        devices=settings.devices,
     )

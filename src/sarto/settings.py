@@ -89,6 +89,8 @@ class Settings(BaseModel):
     """Project that a fresh home is given."""
     threads: int = 0
     """CPU threads of a run and of the serving worker; 0 means the cores this process may use."""
+    devices: int = Field(default=1, ge=1)
+    """GPUs that one run works on at once; on a machine without a GPU, processes that share the run's threads."""
     warm_seconds: float = 600.0
     """How long the base of the last run stays in memory, so that the next run on it starts at once; 0 keeps none."""
     concurrent_jobs: int = 1

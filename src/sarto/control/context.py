@@ -51,6 +51,7 @@ class Limits:
     """Pause before a webhook is told again; it quadruples with each further attempt."""
     threads: int = 1
     """CPU threads of one run."""
+    devices: int = 1
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ KEPT_VARIABLES = frozenset(
 )  # fmt: skip
 """What a run is given of the service's environment: no keys, no tokens, no settings."""
 
+LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+
 
 class Executor(Protocol):
     """`start` gives a handle that names the run; `poll` its exit code, None while it runs; `stop` ends it for good."""
@@ -41,8 +44,8 @@ class Executor(Protocol):
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """For processes that compute. Idle threads of theirs sleep: two that spin on the same cores, a run and the
-    generation worker, make each other many times slower."""
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+    generation worker, make each other many times slower. The ranks of a run speak over the loopback only."""
+    return DEFAULTS | {name: environ[name] for name in KEPT_VARIABLES if name in environ}
 
 
 class LocalExecutor:

@@ -64,6 +64,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         resume_folder=str(folder / "resume"),
         resume_seconds=control.limits.resume_seconds,
         threads=control.limits.threads,
+        ranks=control.limits.devices,
         stop_early=job.labels.get(STOP_EARLY_LABEL) == "true",
         low_memory=job.labels.get(LOW_MEMORY_LABEL) == "true",
         evaluation=evaluations.plan(control, job, plan) if validation_uri else None,

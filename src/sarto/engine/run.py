@@ -40,7 +40,9 @@ from sarto.engine.serving.certificate import certify
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import best_checkpoint, peak_memory_bytes
+from sarto.engine.tuning.rank import requests
 from sarto.engine.tuning.session import Rows, Session
+from sarto.engine.tuning.team import Team
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
 from sarto.failpoints import around
 from sarto.schema.examples import parse_line
@@ -96,6 +98,7 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
     folder = Path(spec.run_folder)
     resume = Path(spec.resume_folder) if spec.resume_folder else None
     journal = Journal(folder, resume / f"history-{spec.epoch}.jsonl" if resume else None)
+    team = Team(count=spec.ranks)
     try:
         journal.say("phase", phase="PROCESSING_DATASET")
         if spec.base_source and not (Path(spec.base.folder) / DIGEST_FILE).exists():
@@ -117,7 +120,10 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
         )  # fmt: skip
         _write_whole(folder / REPORT_FILE, json.dumps(about_data, ensure_ascii=False))
         check_usable(training, validation)
-        session = Session(spec, parameters, _rows(training), _rows(validation) if validation else None, decoder)
+        team.start(requests(spec, parameters, training.store, validation.store if validation else None))
+        session = Session(
+            spec, parameters, Rows.of(training.store), Rows.of(validation.store) if validation else None, decoder, team
+        )
         journal.say("parameters", parameters=session.parameters)
         journal.say("phase", phase="TUNING")
         keeper = Keeper(
@@ -139,6 +145,7 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
             report_file=REPORT_FILE,
         )
     finally:
+        team.close()
         journal.close()
 
 
@@ -167,11 +174,6 @@ def _best(report: Report | None, keeper: Keeper) -> tuple[str | None, str]:
         return best_checkpoint(keeper.checkpoints)
     best = next(record for record in keeper.checkpoints if measures(record).name == report.best.name)
     return best.checkpoint_id, f"{report.best.evidence}. Rule: {report.best.rule}"
-
-
-def _rows(prepared: Prepared) -> Rows:
-    store = prepared.store
-    return Rows(store, store.lengths.astype(np.int64), store.folder.name)
 
 
 def _certifier(spec: RunSpec, session: Session, held_out: Prepared) -> Callable[[Path], ParityCertificate]:

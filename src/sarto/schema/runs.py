@@ -111,6 +111,8 @@ class RunSpec(_Record):
     resume_seconds: float = 30.0
     threads: int
     device: str = "auto"
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share every step, each on a GPU of its own; without GPUs they share the processor."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     low_memory: bool = False
     evaluation: EvaluationPlan | None = None

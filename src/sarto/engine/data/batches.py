@@ -75,6 +75,26 @@ def plan(examples: Sequence[Tokenized], token_budget: int, *, share_prefixes: bo
     return [_pack(part, share_prefixes) for part in _cut(used, token_budget, share_prefixes)]
 
 
+def shares(examples: Sequence[Tokenized], count: int) -> list[list[Tokenized]]:
+    """The examples of one step in `count` parts of about as many rows each, for devices that compute side by side.
+
+    Examples that begin alike stay together. A part may be empty; with one part they come as they are."""
+    if count == 1:
+        return [list(examples)]
+    rows = [(_Row.of(example), example) for example in examples if example.loss_mask[1:].any()]
+    rows.sort(key=lambda pair: pair[0].key)
+    fresh = []
+    for index, (row, _) in enumerate(rows):
+        fresh.append(len(row.inputs) - (_shared(rows[index - 1][0].inputs, row.inputs) if index else 0))
+    parts: list[list[Tokenized]] = [[] for _ in range(count)]
+    total, before = sum(fresh), 0
+    for (_, example), size in zip(rows, fresh, strict=True):
+        middle = before + size / 2
+        parts[min(count - 1, int(middle * count / total))].append(example)
+        before += size
+    return parts
+
+
 def supervised_count(loss_mask: npt.NDArray[np.bool_]) -> int:
     """Targets of one example; its first token is never one, since nothing comes before it."""
     return int(loss_mask[1:].sum())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.schedule import PATIENCE, turned
-from sarto.engine.tuning.trainer import Examples, StepOutcome, Trainer, evaluate
+from sarto.engine.tuning.trainer import Examples, StepOutcome, Trainer
 from sarto.schema.runs import CheckpointRecord, EvalMetrics, StepMetrics
 
 SMOOTHING = 0.9
@@ -53,7 +53,7 @@ def tune(
         journal.step(meter.metrics(step, epoch, outcome, schedule.total_steps - step))
         evaluation = None
         if validation is not None and (step in milestones.evaluations or step in milestones.checkpoints):
-            loss, accuracy, count = evaluate(trainer.decoder, trainer.adapter, validation, trainer.memory)
+            loss, accuracy, count = trainer.evaluate(validation)
             evaluation = EvalMetrics(step=step, epoch=epoch, loss=loss, accuracy=accuracy, supervised_tokens=count)
             keeper.evaluations.append(evaluation)
             journal.evaluation(evaluation)

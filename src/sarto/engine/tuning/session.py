@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sarto.engine.data.batches import epoch_order, plan
+from sarto.engine.data.batches import epoch_order
+from sarto.engine.data.store import TokenStore
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.families.load import load_base
 from sarto.engine.lora import ALL_TARGETS, AdapterShape, LoraAdapter, read_adapter
@@ -28,7 +29,8 @@ from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
 from sarto.engine.tuning.memory import StepShape, choose_memory, free_memory_bytes, step_bytes
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.supervised import MemoryPlan, SegmentAttention
-from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, evaluate, take
+from sarto.engine.tuning.team import Team
+from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, take
 from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.schema.runs import CheckpointRecord, ChosenParameters, RunSpec
 
@@ -46,20 +48,35 @@ class Rows:
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     digest: str
 
+    @classmethod
+    def of(cls, store: TokenStore) -> Rows:
+        return cls(store, store.lengths.astype(np.int64), store.folder.name)
+
     @property
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
 
-def choose_device(spec: RunSpec) -> torch.device:
+def choose_device(spec: RunSpec, rank: int = 0) -> torch.device:
     """Raises InvalidArgument for a device this machine or Sarto does not have."""
     count = torch.cuda.device_count()
+    if spec.ranks > 1 and spec.device != "cpu" and count:
+        if spec.device not in ("auto", "cuda"):
+            raise InvalidArgument(f'a run on {spec.ranks} devices cannot be on "{spec.device}"; known: auto, cuda, cpu')
+        if spec.ranks > count:
+            raise FailedPrecondition(f"a run is to use {spec.ranks} devices, and this machine has {count}")
+        return torch.device("cuda", rank)
     if spec.device == "auto":
         return torch.device("cuda" if count else "cpu")
     known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if spec.device not in known:
         raise InvalidArgument(f'device "{spec.device}" is not available here; known: auto, {", ".join(known)}')
     return torch.device(spec.device)
+
+
+def threads_of_rank(spec: RunSpec) -> int:
+    """Ranks on a processor share the threads of the run."""
+    return max(1, spec.threads // spec.ranks)
 
 
 def choose_dtype(spec: RunSpec, device: torch.device) -> torch.dtype:
@@ -77,11 +94,15 @@ class Session:
         training: Rows,
         validation: Rows | None,
         loaded: Decoder | None = None,
+        team: Team | None = None,
     ) -> None:
         """`loaded`: the base where it is in memory already; it is used if device and precision are those asked for."""
         self.spec, self.training, self.validation = spec, training, validation
+        self.team = team or Team()
         started = time.perf_counter()
-        device = choose_device(spec)
+        device = choose_device(spec, self.team.rank)
+        if device.type == "cpu" and spec.ranks > 1:
+            torch.set_num_threads(threads_of_rank(spec))
         self.dtype = choose_dtype(spec, device)
         if loaded is not None and (loaded.dtype, loaded.device) == (self.dtype, device):
             self.decoder = loaded
@@ -100,13 +121,19 @@ class Session:
             parameters.warmup_steps,
         )  # fmt: skip
         self._check_lengths()
+        self.team.meet(Path(spec.run_folder), device)
         step = self._largest_step()
-        free = free_memory_bytes(device)
+        free = free_memory_bytes(device) // (spec.ranks if device.type == "cpu" else 1)
         self.memory = choose_memory(
             self.decoder.config, self.dtype, step, free, low=spec.low_memory, is_gpu=device.type != "cpu"
         )
         self._tight = step_bytes(self.decoder.config, self.dtype, step, self.memory) > TIGHT * free
-        self.peak_flops = measure_peak(self.dtype, device)
+        self.peak_flops = measure_peak(self.dtype, device) * spec.ranks
+        self.trainer = Trainer(
+            self.decoder, self.adapter, training.examples, self.schedule,
+            Optimisation(spec.parameters.weight_decay, spec.parameters.max_grad_norm, spec.parameters.seed),
+            self.memory, self.team,
+        )  # fmt: skip
         self.parameters = parameters.model_copy(
             update={
                 "precision": str(self.dtype).removeprefix("torch."),
@@ -118,15 +145,11 @@ class Session:
         )
 
     def tune(self, journal: Journal, keeper: Keeper, assess: Callable[[CheckpointRecord], None] | None = None) -> None:
-        spec, schedule = self.spec, self.schedule
-        trainer = Trainer(
-            self.decoder, self.adapter, self.training.examples, schedule,
-            Optimisation(spec.parameters.weight_decay, spec.parameters.max_grad_norm, spec.parameters.seed),
-            self.memory,
-        )  # fmt: skip
+        spec, schedule, trainer = self.spec, self.schedule, self.trainer
         keeper.resume(trainer, journal)
         if self._tight and trainer.completed < schedule.total_steps:
-            self._probe(trainer)
+            trainer.order("probe")
+            self._probe()
         validation_tokens = self.validation.tokens if self.validation else 0
         milestones = Milestones(
             schedule.evaluation_steps(self.training.tokens, validation_tokens),
@@ -137,12 +160,29 @@ class Session:
         meter = Meter(*flops(self.decoder, self.adapter), self.peak_flops)
         tune(trainer, validation, milestones, journal, keeper, meter, assess)
 
+    def follow(self) -> None:
+        """Compute this rank's share of whatever the leader orders, and never return."""
+        trainer = self.trainer
+        for order in self.team.orders():
+            trainer.memory = order.memory
+            if order.kind == "step":
+                trainer.gradients(take(self.training.examples, trainer.indices(order.number)))
+            elif order.kind == "probe":
+                self._probe()
+            else:
+                assert self.validation is not None
+                trainer.sums(self.validation.examples)
+
     def base_losses(self) -> tuple[float, float] | None:
         """Loss and accuracy of the base on the validation rows; None where there are none."""
         if self.validation is None:
             return None
-        untouched = LoraAdapter(self.decoder, self.shape, self.spec.parameters.seed)
-        loss, accuracy, _ = evaluate(self.decoder, untouched, self.validation.examples, self.memory)
+        tuned = self.adapter.values.clone()
+        self.adapter.values.zero_()
+        try:
+            loss, accuracy, _ = self.trainer.evaluate(self.validation.examples)
+        finally:
+            self.adapter.values.copy_(tuned)
         return loss, accuracy
 
     @torch.no_grad()
@@ -168,6 +208,7 @@ class Session:
                 "precision": str(self.dtype),
                 "device": str(self.decoder.device),
                 "threads": spec.threads,
+                "ranks": spec.ranks,
                 "operations": self.decoder.ops.name,
                 "torch": torch.__version__,
                 "last_only": spec.export_last_checkpoint_only,
@@ -187,15 +228,15 @@ class Session:
         steps = [int(lengths[i : i + size].sum()) for i in range(0, len(lengths), size)]
         return StepShape(int(lengths.max()), max(steps))
 
-    def _probe(self, trainer: Trainer) -> None:
+    def _probe(self) -> None:
         """The longest examples first, without an update: what does not fit fails in the first seconds."""
         longest = np.argsort(self.training.lengths)[-self.schedule.batch_size :]
-        batches = plan(take(self.training.examples, longest), self.memory.token_budget)
-        trainer.accumulate(batches, sum(len(batch.targets) for batch in batches), trainer.completed + 1)
+        self.trainer.gradients(take(self.training.examples, longest))
 
     def _details(self, step: StepShape, free: int, seconds: float) -> dict[str, Any]:
         return {
             "operations": self.decoder.ops.name,
+            "ranks": self.team.count,
             "memory_plan": _describe(self.memory, step),
             "memory_free_bytes": free,
             "memory_step_estimate_bytes": step_bytes(self.decoder.config, self.dtype, step, self.memory),

@@ -1,6 +1,7 @@
 """One optimiser step after another: the state of a tuning, and nothing about files or the clock.
 
-The loss is normalised by the supervised tokens of the whole step, so packing and micro-batches change no gradient.
+The loss is normalised by the supervised tokens of the whole step, so packing, micro-batches and ranks change
+no gradient.
 Used by `loop.py`; a resume point stores `state()`.
 """
 
@@ -8,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sarto.engine.data.batches import Batch, Tokenized, epoch_order, plan
+from sarto.engine.data.batches import Batch, Tokenized, epoch_order, plan, shares, supervised_count
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.lora import LoraAdapter
 from sarto.engine.tuning.adamw import AdamW
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.supervised import MemoryPlan, batch_loss
+from sarto.engine.tuning.team import Order, Team
 from sarto.errors import FailedPrecondition
 
 NAMED_LINES = 20
@@ -54,12 +56,45 @@ class StepOutcome:
     gradient_norm: float
 
 
+@dataclass
+class Sums:
+    """Over the batches of a step or of a validation pass."""
+
+    loss: float = 0.0
+    right: int = 0
+    targets: int = 0
+    not_finite: list[int] = field(default_factory=list)
+    """Lines of the batches whose loss is no finite number; at least one more than are named in a message."""
+
+    def add(self, loss: float, right: int, batch: Batch) -> None:
+        self.loss, self.right, self.targets = self.loss + loss, self.right + right, self.targets + len(batch.targets)
+        if not math.isfinite(loss):
+            self.not_finite += batch.lines
+
+    def over(self, team: Team, device: torch.device) -> Sums:
+        """The sums of all ranks."""
+        if team.count == 1:
+            return self
+        told = torch.zeros(3 + team.count * (NAMED_LINES + 1), dtype=torch.float64)
+        told[:3] = torch.tensor([self.loss, self.right, self.targets], dtype=told.dtype)
+        lines = torch.tensor(self.not_finite[: NAMED_LINES + 1], dtype=told.dtype)
+        own = 3 + team.rank * (NAMED_LINES + 1)
+        told[own : own + len(lines)] = lines
+        told = told.to(device)
+        team.sum(told)
+        loss, right, targets, *lines_of_all = told.tolist()
+        return Sums(loss, int(right), int(targets), [int(line) for line in lines_of_all if line])
+
+
 def take(examples: Examples, indices: Iterable[int]) -> list[Tokenized]:
     return [Tokenized(examples.tokens(i), examples.loss_mask(i), examples.line(i)) for i in indices]
 
 
 class Trainer:
-    """Owns adapter and optimiser; `completed` counts the steps behind it."""
+    """Owns adapter and optimiser; `completed` counts the steps behind it.
+
+    Every rank of a team has one. The leader's takes the steps; the others' compute their share of the gradients when
+    they are told to (`gradients`, `evaluate`), with the values the leader has."""
 
     def __init__(
         self,
@@ -69,29 +104,36 @@ class Trainer:
         schedule: Schedule,
         optimisation: Optimisation,
         memory: MemoryPlan,
+        team: Team | None = None,
     ) -> None:
         self.decoder, self.adapter, self.examples = decoder, adapter, examples
         self.schedule, self.optimisation, self.memory = schedule, optimisation, memory
+        self.team = team or Team()
         self.completed = 0
         self._optimizer = AdamW(adapter.values, optimisation.weight_decay)
 
     def step(self) -> StepOutcome:
         """Raises FailedPrecondition, naming step and lines, when a loss or the gradient is not finite."""
+        self.order("step")
         return self.update(take(self.examples, self.indices(self.completed + 1)))
+
+    def order(self, kind: Literal["step", "probe", "evaluate"]) -> None:
+        """Tell the other ranks what this one does next."""
+        self.team.order(Order(kind=kind, number=self.completed + 1, memory=self.memory))
 
     def update(self, examples: list[Tokenized]) -> StepOutcome:
         """A step on these very examples."""
         number = self.completed + 1
-        batches = plan(examples, self.memory.token_budget)
-        lines = [example.line for example in examples]
-        total = sum(len(batch.targets) for batch in batches)
-        loss, right = self.accumulate(batches, total, number)
-        norm = self._clip(number, lines)
+        found = self.gradients(examples)
+        if found.not_finite:
+            raise _not_finite("loss", number, found.not_finite)
+        norm = self._clip(number, [example.line for example in examples])
         rate = self.schedule.rate(number)
         self._optimizer.step(self.adapter.gradients, rate)
         self.completed = number
-        rendered = sum(batch.rendered_tokens for batch in batches)
-        return StepOutcome(loss, right / total, total, rendered, rate, norm)
+        used = [example for example in examples if supervised_count(example.loss_mask)]
+        total, rendered = _targets(used), sum(len(example.tokens) for example in used)
+        return StepOutcome(found.loss / total, found.right / total, total, rendered, rate, norm)
 
     def indices(self, number: int) -> Sequence[int]:
         """Rows of the number-th step."""
@@ -100,19 +142,43 @@ class Trainer:
         first = (number - 1) % per_epoch * size
         return [int(i) for i in order[first : first + size]]
 
-    def accumulate(self, batches: list[Batch], total: int, number: int) -> tuple[float, int]:
-        """Fresh gradients of a step: mean loss and count of right targets."""
-        self.adapter.gradients.zero_()
-        loss, right = 0.0, 0
-        for batch in batches:
-            each, hits = batch_loss(self.decoder, self.adapter, batch.to(self.decoder.device), self.memory)
-            value = float(each.detach())
-            if not math.isfinite(value):
-                raise _not_finite("loss", number, list(batch.lines))
+    def gradients(self, examples: list[Tokenized]) -> Sums:
+        """Fresh gradients of a step on these examples, of which every rank computes its share."""
+        adapter, device = self.adapter, self.decoder.device
+        self.team.share(adapter.values)
+        adapter.gradients.zero_()
+        total, sums = _targets(examples), Sums()
+        for batch in plan(shares(examples, self.team.count)[self.team.rank], self.memory.token_budget):
+            each, hits = batch_loss(self.decoder, adapter, batch.to(device), self.memory)
+            sums.add(float(each.detach()), int(hits), batch)
             (each / total).backward()
-            loss += value / total
-            right += int(hits)
-        return loss, right
+        self.team.sum(adapter.gradients)
+        return sums.over(self.team, device)
+
+    def evaluate(self, examples: Examples) -> tuple[float, float, int]:
+        """Mean loss, accuracy and count of supervised tokens over all examples. Raises FailedPrecondition if not
+        finite."""
+        self.order("evaluate")
+        found = self.sums(examples)
+        if found.not_finite:
+            raise FailedPrecondition(
+                "the validation loss is not a finite number; try a smaller learning rate multiplier"
+            )
+        total = max(1, found.targets)
+        return found.loss / total, found.right / total, found.targets
+
+    @torch.no_grad()
+    def sums(self, examples: Examples) -> Sums:
+        """Of losses over all examples, of which every rank computes its share."""
+        self.team.share(self.adapter.values)
+        sums, device = Sums(), self.decoder.device
+        part, count = max(1, self.memory.token_budget // 64), self.team.count
+        for first in range(self.team.rank * part, len(examples), part * count):
+            rows = take(examples, range(first, min(first + part, len(examples))))
+            for batch in plan(rows, self.memory.token_budget):
+                each, hits = batch_loss(self.decoder, self.adapter, batch.to(device), self.memory)
+                sums.add(float(each), int(hits), batch)
+        return sums.over(self.team, device)
 
     def state(self) -> dict[str, Tensor]:
         """Views of everything that changes from step to step, `completed` apart."""
@@ -132,26 +198,13 @@ class Trainer:
         return norm
 
 
+def _targets(examples: Iterable[Tokenized]) -> int:
+    return sum(supervised_count(example.loss_mask) for example in examples)
+
+
 def _not_finite(what: str, step: int, lines: list[int]) -> FailedPrecondition:
     named = ", ".join(map(str, sorted(lines)[:NAMED_LINES])) + (", …" if len(lines) > NAMED_LINES else "")
     return FailedPrecondition(
         f"step {step}: the {what} is not a finite number. The step's examples are at lines {named} of the training "
         "data. Try a smaller learning rate multiplier, and look at those lines for unusual content."
     )
-
-
-@torch.no_grad()
-def evaluate(
-    decoder: Decoder, adapter: LoraAdapter, examples: Examples, memory: MemoryPlan
-) -> tuple[float, float, int]:
-    """Mean loss, accuracy and count of supervised tokens over all examples. Raises FailedPrecondition if not finite."""
-    loss, right, total = 0.0, 0, 0
-    part = max(1, memory.token_budget // 64)
-    for first in range(0, len(examples), part):
-        rows = take(examples, range(first, min(first + part, len(examples))))
-        for batch in plan(rows, memory.token_budget):
-            each, hits = batch_loss(decoder, adapter, batch.to(decoder.device), memory)
-            loss, right, total = loss + float(each), right + int(hits), total + len(batch.targets)
-    if not math.isfinite(loss):
-        raise FailedPrecondition("the validation loss is not a finite number; try a smaller learning rate multiplier")
-    return loss / max(1, total), right / max(1, total), total
