@@ -29,6 +29,7 @@ from sarto.control import service_accounts
 from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
+from sarto.control.capacity import RUNS_SHARE, machine_memory_bytes
 from sarto.control.context import Control, Limits
 from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
 from sarto.control.export_runner import ExportRunner
@@ -256,10 +257,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_gpus(environ: Mapping[str, str]) -> int:
+    """GPUs that runs find. Where several could be, torch is asked, in a process of its own: it loads for seconds."""
+    named = [name for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip() not in ("", "-1")]
+    count = len(named) if "CUDA_VISIBLE_DEVICES" in environ else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if count < 2:
+        return count
+    program = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(program, env=dict(environ), capture_output=True, text=True, check=True).stdout)
+
+
 def _limits(settings: Settings) -> Limits:
+    """Raises FailedPrecondition when no run could ever begin."""
+    threads, run_threads = settings.threads or cores(), settings.run_threads or max(settings.threads, cores())
+    if threads > run_threads:
+        raise FailedPrecondition(f"threads = {threads} for one run is more than run_threads = {run_threads} for all.")
     return Limits(
         concurrent_jobs=settings.concurrent_jobs,
         concurrent_runs=settings.concurrent_runs,
+        run_threads=run_threads,
+        run_memory_bytes=settings.run_memory_bytes or int(RUNS_SHARE * machine_memory_bytes()),
+        run_gpus=count_gpus(os.environ) if settings.run_gpus is None else settings.run_gpus,
         max_dataset_bytes=settings.max_dataset_bytes,
         max_training_examples=settings.max_training_examples,
         max_validation_examples=settings.max_validation_examples,
@@ -269,6 +287,6 @@ def _limits(settings: Settings) -> Limits:
         webhook_private_addresses=settings.webhook_private_addresses,
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,
-        threads=settings.threads or cores(),
+        threads=threads,
         devices=settings.devices,
     )

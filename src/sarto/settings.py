@@ -94,9 +94,15 @@ class Settings(BaseModel):
     warm_seconds: float = 600.0
     """How long the base of the last run stays in memory, so that the next run on it starts at once; 0 keeps none."""
     concurrent_jobs: int = 1
-    """Tuning jobs that run at once in one project; further ones wait."""
-    concurrent_runs: int = 1
-    """Runs at once on this machine, over all projects."""
+    """Tuning jobs that run at once in one project, unless it has a quota of its own; further ones wait."""
+    concurrent_runs: int = 0
+    """Most runs at once on this machine, over all projects, whatever would fit; 0 is as many as fit."""
+    run_threads: int = 0
+    """CPU threads of all runs together: with `threads` for each; 0 means the cores this process may use."""
+    run_memory_bytes: int = 0
+    """Memory of all runs together; 0 means four fifths of what the machine or its control group has."""
+    run_gpus: int | None = None
+    """GPUs for runs, one for each; unset means those there are."""
     max_dataset_bytes: int = 1_073_741_824
     """Largest dataset file, in bytes."""
     max_training_examples: int = 10_000_000

@@ -74,6 +74,8 @@ async def ask(place: House, name: str, route: Route) -> tuple[int, str]:
         is_version = "cryptoKeyVersions" in path
         path += f"?updateMask={'state' if is_version else 'labels'}"
         body = {"state": "ENABLED"} if is_version else {"labels": {}}
+    if path.endswith("/quota"):
+        body = {"concurrentJobs": 2}
     if route.method == "PUT":
         body = {"bindings": [], "etag": "never"}
     if path.startswith("/storage/v1/b") and path.count("/") == 3:

@@ -34,6 +34,13 @@ def test_projects_are_created_and_listed(sarto: Run) -> None:
     assert "already exists" in again.stderr
 
 
+def test_a_quota_is_shown_given_and_taken_away(sarto: Run) -> None:
+    assert "1 (the server's default)" in sarto("projects", "quota", "demo").stdout
+    assert "3 (the project's own)" in sarto("projects", "quota", "demo", "--concurrent-jobs", "3").stdout
+    assert json.loads(sarto("projects", "quota", "demo", "--json").stdout)["concurrentJobs"] == 3
+    assert "default" in sarto("projects", "quota", "demo", "--default").stdout
+
+
 def test_base_models_show_their_real_weights(sarto: Run) -> None:
     done = sarto("models", "list", "--base")
     row = next(line for line in done.stdout.splitlines() if line.startswith("gemini-2.0-flash-001"))

@@ -37,7 +37,7 @@ ROWS = b"".join(
     for i in range(20)
 )
 ROOT = Principal("root@example.com", "", "user")
-LIMITS = Limits(lease_seconds=2.0, retry_seconds=0.1)
+LIMITS = Limits(concurrent_runs=1, lease_seconds=2.0, retry_seconds=0.1)
 
 
 def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:

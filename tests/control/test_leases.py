@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sarto.control import leases, quotas, tuning_jobs
+from sarto.control import leases, queue, tuning_jobs
 from sarto.control.context import Control, Limits
 from sarto.control.leases import Lease
 from sarto.control.tuning_jobs import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
@@ -45,7 +45,7 @@ def test_a_project_has_only_so_many_jobs_at_once_and_the_rest_wait_for_quota(any
     claim(any_control, limits=LIMITS)
     assert leases.claim(any_control.database, "b", LIMITS) is None
     with any_control.database.transaction() as connection:
-        quotas.show_waiting(connection, any_control.database.now(connection), LIMITS)
+        queue.show_waiting(connection, any_control.database.now(connection) + 1.0, "a", LIMITS)
     assert read(any_control, waiting)["tuningJobState"] == "TUNING_JOB_STATE_WAITING_FOR_QUOTA"
     assert state(any_control, waiting) == "PENDING"
 
@@ -56,7 +56,7 @@ def test_a_supervisor_has_only_so_many_runs_and_other_projects_wait_for_capacity
     taken = claim(any_control, limits=LIMITS).job
     assert leases.claim(any_control.database, "a", LIMITS) is None
     with any_control.database.transaction() as connection:
-        quotas.show_waiting(connection, any_control.database.now(connection), LIMITS)
+        queue.show_waiting(connection, any_control.database.now(connection) + 1.0, "a", LIMITS)
     waiting = next(name for name in names if name.id != taken)
     assert read(any_control, waiting)["tuningJobState"] == "TUNING_JOB_STATE_WAITING_FOR_CAPACITY"
 

@@ -22,6 +22,7 @@ from sarto.api import (
     policies,
     projects,
     publisher_models,
+    quotas,
     service_accounts,
     tokens,
     translation,
@@ -360,7 +361,7 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO, *locations.ROUTES,
+    *ABOUT, *WHO, *quotas.ROUTES, *locations.ROUTES,
     *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *unbuilt.ROUTES, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,

@@ -124,7 +124,11 @@ def list_jobs(
 def describe(context: typer.Context, job: Job, as_json: AsJson = False) -> None:
     """One job: state, data, parameters, tuned model and checkpoints, error."""
     with client(context) as api:
-        show(api.get(f"/v1/{resource(api, 'tuningJobs', job)}"), as_json)
+        found = api.get(f"/v1/{resource(api, 'tuningJobs', job)}")
+        why = "" if as_json else waits_for(api, found)
+    show(found, as_json)
+    if why:
+        output.print_facts({"Why": why})
 
 
 @app.command()
@@ -156,6 +160,14 @@ def follow(api: Client, name: str, as_json: bool) -> None:
     if job["state"] != "JOB_STATE_SUCCEEDED":
         reason = job.get("error", {}).get("message", "")
         raise FailedPrecondition(f"The job ended as {job['state'].removeprefix('JOB_STATE_')}. {reason}".strip())
+
+
+def waits_for(api: Client, job: dict[str, Any]) -> str:
+    """In words, what a waiting job waits for."""
+    if not job.get("tuningJobState", "").startswith("TUNING_JOB_STATE_WAITING"):
+        return ""
+    told = api.get(f"/v1/{job['name']}/events")["events"]
+    return next((one["message"] for one in reversed(told) if one["kind"] == "waiting"), "")
 
 
 def show(job: dict[str, Any], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`sarto projects …`: the walls between users."""
+"""`sarto projects …`: the walls between users, and how many jobs each may run at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import typer
 
 from sarto.cli import output
 from sarto.cli.options import AsJson, client
+from sarto.errors import InvalidArgument
 
-app = typer.Typer(help="Projects: list, create.", no_args_is_help=True)
+app = typer.Typer(help="Projects: list, create, quota.", no_args_is_help=True)
 COLLECTION = "/v3/projects"
 
 
@@ -46,3 +47,35 @@ def create(
         output.print_json(made)
     else:
         output.console().print(f"Created project {made['projectId']}, number {made['projectNumber']}")
+
+
+@app.command()
+def quota(
+    context: typer.Context,
+    project: Annotated[str, typer.Argument(help="Id or number of the project.")],
+    concurrent_jobs: Annotated[
+        int | None, typer.Option(help="Let so many of its jobs run at once; 0 lets none start.", min=0)
+    ] = None,
+    default: Annotated[bool, typer.Option("--default", help="Back to the server's own number.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How many jobs of a project may run at once; an administrator of the service may change it."""
+    if default and concurrent_jobs is not None:
+        raise InvalidArgument("Give --concurrent-jobs or --default, not both")
+    path = f"{COLLECTION}/{project}/quota"
+    with client(context) as api:
+        if default:
+            api.delete(path)
+        if concurrent_jobs is not None:
+            api.request("PATCH", path, json={"concurrentJobs": concurrent_jobs})
+        found = api.get(path)
+    if as_json:
+        output.print_json(found)
+        return
+    whose = "the server's default" if found["isDefault"] else "the project's own"
+    facts = {
+        "Concurrent jobs": f"{found['concurrentJobs']} ({whose})",
+        "Running": str(found["runningJobs"]),
+        "Pending": str(found["pendingJobs"]),
+    }
+    output.print_facts(facts)

@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import acting, disk, evaluations, events, judge_desk, leases, progress, publishing, quotas, run_specs
+from sarto.control import acting, disk, evaluations, events, judge_desk, leases, progress, publishing, queue, run_specs
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
@@ -68,10 +68,11 @@ class _Lost(Exception):
 class Attempt:
     """`run` does it all; `cancel`, `stop` and `fence` may be called from another thread and are obeyed at once."""
 
-    def __init__(self, control: Control, executor: Executor, lease: Lease) -> None:
+    def __init__(self, control: Control, executor: Executor, lease: Lease, device: str = "auto") -> None:
         self.control = control
         self.executor = executor
         self.lease = lease
+        self.device = device
         self.handle = f"{lease.job}-{lease.epoch}"
         self._wake = threading.Event()
         self._order: type[Exception] | None = None
@@ -140,7 +141,7 @@ class Attempt:
         plan = Plan(**orjson.loads(row.run))
         job = TuningJob.read(orjson.loads(row.resource))
         acting.check_run(self.control, self.lease.project, job)
-        spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan)
+        spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan, self.device)
         disk.check(spec, self.control.limits.reserve_bytes)
         run_folder = Path(spec.run_folder)
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
@@ -238,7 +239,7 @@ class Attempt:
             if events.last_kind(connection, lease.project, lease.job) != "waiting":
                 logger.warning("job waits for room", extra={"job": lease.job})
                 events.record(connection, lease.project, lease.job, lease.epoch, now, "waiting", words)
-            amend(connection, row, now, {"tuningJobState": quotas.WAITING_FOR_CAPACITY})
+            amend(connection, row, now, {"tuningJobState": queue.WAITING_FOR_CAPACITY})
         leases.release(database, lease, pause_seconds=self.control.limits.room_seconds)
 
     def _give_back(self, reason: str) -> None:

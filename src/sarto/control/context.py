@@ -28,8 +28,14 @@ class Limits:
 
     concurrent_jobs: int = 1
     """Runs at once in one project; further jobs wait for quota."""
-    concurrent_runs: int = 1
-    """Runs at once under one supervisor; further jobs wait for capacity."""
+    concurrent_runs: int = 0
+    """Runs at once under one supervisor, whatever would fit; further jobs wait for capacity. 0 is without limit."""
+    run_threads: int = 0
+    """CPU threads of all runs under one supervisor together; 0 is without limit."""
+    run_memory_bytes: int = 0
+    """Memory of all runs under one supervisor together; 0 is without limit."""
+    run_gpus: int = 0
+    """GPUs of this server, one for each run; 0: runs compute on processors."""
     max_dataset_bytes: int = 1_073_741_824
     max_training_examples: int = 10_000_000
     max_validation_examples: int = 5_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import quotas
+from sarto.control import queue
 from sarto.control.context import AnyRow, Limits
 from sarto.control.tuning_jobs import Fenced
 from sarto.schema.tuning_jobs import JobState
@@ -49,13 +49,13 @@ def claim(database: Database, owner: str, limits: Limits) -> Lease | None:
     Counting and taking are one act: SQLite has a single writer, PostgreSQL takes a lock that all claims share.
     """
     with database.reading() as connection:  # a look without the write lock: mostly there is nothing to do
-        if quotas.choose(connection, database.now(connection), owner, limits) is None:
+        if queue.choose(connection, database.now(connection), owner, limits) is None:
             return None
     with database.transaction() as connection:
         if not database.is_sqlite:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(quotas.CLAIM_LOCK)))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(queue.CLAIM_LOCK)))
         now = database.now(connection)
-        row = quotas.choose(connection, now, owner, limits)
+        row = queue.choose(connection, now, owner, limits)
         if row is None:
             return None
         epoch = row.lease_epoch + 1

@@ -1,107 +1,74 @@
-"""Which job is next: concurrent jobs per project, concurrent runs per supervisor, and projects served in turn.
+"""How many jobs of a project may run at once: the setting `concurrent_jobs`, or the project's own number.
 
-`choose` must be called inside the transaction that takes the job. `show_waiting` tells users what their job waits for.
+Whoever sees a project may read it; an administrator of the service alone may change it. `queue` keeps to it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control.context import AnyRow, Limits
-from sarto.control.tuning_jobs import PENDING, RUNNING, amend
-from sarto.schema.tuning_jobs import TuningJobState
-from sarto.storage.tables import project_turn, tuning_job
+from sarto.control import iam
+from sarto.control.auth import Principal
+from sarto.control.context import Control
+from sarto.control.projects import Project
+from sarto.control.tuning_jobs import PENDING
+from sarto.errors import InvalidArgument
+from sarto.storage.tables import project_quota, tuning_job
 
-CLAIM_LOCK = 7411
-"""Number of the advisory lock that all claims on a PostgreSQL database share."""
-MOST_SHOWN = 100
-WAITING_FOR_QUOTA = str(TuningJobState.TUNING_JOB_STATE_WAITING_FOR_QUOTA)
-WAITING_FOR_CAPACITY = str(TuningJobState.TUNING_JOB_STATE_WAITING_FOR_CAPACITY)
-
-_PENDING_PROJECTS = sa.text(
-    """
-    with recursive waiting(project) as (
-        select min(project) from tuning_job where state = :state
-        union all
-        select (select min(project) from tuning_job where state = :state and project > waiting.project)
-        from waiting where waiting.project is not null
-    )
-    select project from waiting where project is not null
-    """
-)
-"""One index seek per project, however many jobs wait."""
+READ, UPDATE = "resourcemanager.projects.get", "serviceusage.quotas.update"
+MOST = 10_000
 
 
-def choose(connection: Connection, now: float, owner: str, limits: Limits) -> AnyRow | None:
-    """The job to run next, or None: nothing runnable, or no room. The project that waited longest goes first."""
-    running, own = _live(connection, now, owner)
-    if own >= limits.concurrent_runs:
-        return None
-    projects = {*_projects_waiting(connection), *_projects_interrupted(connection, now)}
-    open_projects = [p for p in projects if running[p] < limits.concurrent_jobs]
-    turns: dict[str, float] = {}
-    if len(open_projects) > 1:
-        query = sa.select(project_turn).where(project_turn.c.project.in_(open_projects))
-        turns = {row.project: row.time for row in connection.execute(query)}
-    for project in sorted(open_projects, key=lambda p: (running[p], turns.get(p, 0.0), p)):
-        for state in (RUNNING, PENDING):  # what was interrupted before what is new
-            row = connection.execute(_runnable(project, str(state), now)).first()
-            if row is not None:
-                return row
-    return None
+def by_project(connection: Connection) -> dict[str, int]:
+    """The projects that have a number of their own."""
+    return {row.project: row.concurrent_jobs for row in connection.execute(sa.select(project_quota))}
 
 
-def unshown(connection: Connection, now: float, limits: Limits) -> list[tuple[AnyRow, str]]:
-    """The oldest waiting jobs whose resource does not say what they wait for now, each with the phase to show."""
-    running, _ = _live(connection, now, "")
-    found: list[tuple[AnyRow, str]] = []
-    for project in _projects_waiting(connection):
-        phase = WAITING_FOR_QUOTA if running[project] >= limits.concurrent_jobs else WAITING_FOR_CAPACITY
-        for row in connection.execute(_runnable(project, str(PENDING), now).limit(MOST_SHOWN)).all():
-            if orjson.loads(row.resource).get("tuningJobState") != phase:
-                found.append((row, phase))
-    return found
+def get(control: Control, principal: Principal, project: str) -> dict[str, Any]:
+    """The quota of a project, and how much of it is in use."""
+    return _written(control, iam.require(control.database, principal, READ, project))
 
 
-def show_waiting(connection: Connection, now: float, limits: Limits) -> None:
-    """Write into waiting jobs what they wait for."""
-    for row, phase in unshown(connection, now, limits):
-        amend(connection, row, now, {"tuningJobState": phase})
+def set_(control: Control, principal: Principal, project: str, concurrent_jobs: int) -> dict[str, Any]:
+    """Give a project its own number; with 0 none of its jobs starts. Raises InvalidArgument."""
+    if not 0 <= concurrent_jobs <= MOST:
+        raise InvalidArgument.field("quota.concurrent_jobs", f"{concurrent_jobs} is not between 0 and {MOST}.")
+    found = _require_update(control, principal, project)
+    with control.database.transaction() as connection:
+        connection.execute(project_quota.delete().where(project_quota.c.project == found.number))
+        connection.execute(project_quota.insert().values(project=found.number, concurrent_jobs=concurrent_jobs))
+    return _written(control, found)
 
 
-def _live(connection: Connection, now: float, owner: str) -> tuple[Counter[str], int]:
-    """Leases that hold, counted by project, and how many of them are `owner`'s."""
-    query = sa.select(tuning_job.c.project, tuning_job.c.lease_owner).where(
-        tuning_job.c.lease_owner > "",  # as a range, for SQLite walks the index only then, not every job there is
-        tuning_job.c.lease_until >= now,
-    )
-    rows = connection.execute(query).all()
-    return Counter(row.project for row in rows), sum(row.lease_owner == owner for row in rows)
+def reset(control: Control, principal: Principal, project: str) -> None:
+    """Back to the server's setting."""
+    found = _require_update(control, principal, project)
+    with control.database.transaction() as connection:
+        connection.execute(project_quota.delete().where(project_quota.c.project == found.number))
 
 
-def _projects_waiting(connection: Connection) -> list[str]:
-    return list(connection.execute(_PENDING_PROJECTS, {"state": str(PENDING)}).scalars())
+def _require_update(control: Control, principal: Principal, project: str) -> Project:
+    iam.require_everywhere(control.database, principal, UPDATE)
+    return iam.require(control.database, principal, UPDATE, project)
 
 
-def _projects_interrupted(connection: Connection, now: float) -> list[str]:
-    query = sa.select(tuning_job.c.project).distinct()
-    return list(connection.execute(query.where(tuning_job.c.state == str(RUNNING), _is_free(now))).scalars())
-
-
-def _is_free(now: float) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        tuning_job.c.not_before <= now, sa.or_(tuning_job.c.lease_until.is_(None), tuning_job.c.lease_until < now)
-    )
-
-
-def _runnable(project: str, state: str, now: float) -> sa.Select[*tuple[object, ...]]:
-    """Jobs of a project in a state that nobody holds, oldest first."""
-    return (
-        sa.select(tuning_job)
-        .where(tuning_job.c.state == state, tuning_job.c.project == project, _is_free(now))
-        .order_by(tuning_job.c.create_time)
-    )
+def _written(control: Control, project: Project) -> dict[str, Any]:
+    ours = tuning_job.c.project == project.number
+    count = sa.select(sa.func.count()).select_from(tuning_job)
+    with control.database.reading() as connection:
+        own = connection.execute(
+            sa.select(project_quota.c.concurrent_jobs).where(project_quota.c.project == project.number)
+        ).scalar()
+        now = control.database.now(connection)
+        running = connection.execute(count.where(ours, tuning_job.c.lease_until >= now)).scalar_one()
+        waiting = connection.execute(count.where(ours, tuning_job.c.state == str(PENDING))).scalar_one()
+    return {
+        "name": f"projects/{project.number}/quota",
+        "concurrentJobs": control.limits.concurrent_jobs if own is None else own,
+        "isDefault": own is None,
+        "runningJobs": running,
+        "pendingJobs": waiting,
+    }

@@ -28,7 +28,9 @@ ACCOUNTS = ("iam.serviceAccounts.get", "iam.serviceAccounts.list")
 POLICIES = ("*.getIamPolicy", "*.setIamPolicy")
 ROLES: dict[str, Role] = {
     SARTO_ADMIN: Role("Administrator of the whole service; bound to the service alone", ("*",)),
-    "roles/owner": Role("Everything in a project", ("*",), ("resourcemanager.projects.create",)),
+    "roles/owner": Role(
+        "Everything in a project", ("*",), ("resourcemanager.projects.create", "serviceusage.quotas.update")
+    ),
     "roles/resourcemanager.projectIamAdmin": Role(
         "The policy of a project", ("resourcemanager.projects.*IamPolicy", PROJECT)
     ),

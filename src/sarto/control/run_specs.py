@@ -28,7 +28,7 @@ ALPHA_PER_RANK = 2.0
 TRANSLATION_TOKENS = 1024
 
 
-def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan) -> RunSpec:
+def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan, device: str = "auto") -> RunSpec:
     """Lay out the run folder with its `spec.json`. Repeatable; raises SartoError for faults the user can mend."""
     job = TuningJob.read(resource)
     spec = job.supervised_tuning_spec
@@ -65,6 +65,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         resume_seconds=control.limits.resume_seconds,
         threads=control.limits.threads,
         ranks=control.limits.devices,
+        device=device,
         stop_early=job.labels.get(STOP_EARLY_LABEL) == "true",
         low_memory=job.labels.get(LOW_MEMORY_LABEL) == "true",
         evaluation=evaluations.plan(control, job, plan) if validation_uri else None,

@@ -6,13 +6,15 @@ Any number of supervisors may share a database; each step is safe to repeat, and
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from uuid import uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
-from sarto.control import events, leases, quotas
+from sarto.control import capacity, events, leases, queue
 from sarto.control.attempts import Attempt
 from sarto.control.context import Control
 from sarto.control.executors import Executor
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.15
 SHOW_SECONDS = 1.0
+TELL_SECONDS = 20.0
 BEATS_PER_LEASE = 4
 
 
@@ -38,6 +41,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
         self._last_beat = time.monotonic()
         self._last_shown = 0.0
+        self._last_told = -math.inf
 
     def start(self) -> None:
         self._thread.start()
@@ -50,14 +54,19 @@ class Supervisor:
             attempt.stop()
         for _, thread in attempts:
             thread.join()
+        try:
+            capacity.leave(self.control.database, self.owner)
+        except SQLAlchemyError:
+            logger.warning("leaving not told", exc_info=True)  # the others will see it by the silence
 
     def tick(self) -> None:
         """One turn of the loop."""
         self._attempts = {key: pair for key, pair in self._attempts.items() if pair[1].is_alive()}
         self._keep_leases()
+        self._tell_of_server()
         self._end_abandoned_cancels()
         while (lease := leases.claim(self.control.database, self.owner, self.control.limits)) is not None:
-            attempt = Attempt(self.control, self.executor, lease)
+            attempt = Attempt(self.control, self.executor, lease, self._free_device())
             thread = threading.Thread(target=attempt.run, name=f"attempt-{attempt.handle}", daemon=True)
             self._attempts[lease.key] = attempt, thread
             thread.start()
@@ -111,13 +120,27 @@ class Supervisor:
                 words = str(CANCELLED_STATUS["message"])
                 events.record(connection, row.project, row.id, row.lease_epoch, now, "cancelled", words)
 
+    def _free_device(self) -> str:
+        """Of several GPUs one that no other run here has; else the run takes what there is."""
+        if self.control.limits.run_gpus < 2 or self.control.limits.devices > 1:
+            return "auto"
+        taken = {attempt.device for attempt, _ in self._attempts.values()}
+        return next(d for d in (f"cuda:{n}" for n in range(self.control.limits.run_gpus)) if d not in taken)
+
+    def _tell_of_server(self) -> None:
+        if time.monotonic() - self._last_told > TELL_SECONDS:
+            capacity.tell(self.control.database, self.owner, self.control.limits)
+            self._last_told = time.monotonic()
+
     def _show_waiting(self) -> None:
         if time.monotonic() - self._last_shown < SHOW_SECONDS:
             return
         self._last_shown = time.monotonic()
         database, limits = self.control.database, self.control.limits
         with database.reading() as connection:
-            if not quotas.unshown(connection, database.now(connection), limits):
+            if not queue.unshown(connection, database.now(connection), self.owner, limits):
                 return
         with database.transaction() as connection:
-            quotas.show_waiting(connection, database.now(connection), limits)
+            if not database.is_sqlite:  # one server shows, so that it is told once
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(queue.CLAIM_LOCK)))
+            queue.show_waiting(connection, database.now(connection), self.owner, limits)

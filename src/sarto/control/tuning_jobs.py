@@ -15,10 +15,11 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, filters, iam, leftovers, paging, resolution, validation, webhooks
+from sarto.control import capacity, events, filters, iam, leftovers, paging, resolution, validation, webhooks
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
+from sarto.control.labels import LOW_MEMORY_LABEL
 from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from sarto.names import LocationName, ResourceName, new_id
 from sarto.schema.tuning_jobs import FINAL_STATES, JobState, TuningJob
@@ -55,8 +56,8 @@ def create(
 ) -> dict[str, Any]:
     """The JSON of the job as stored, PENDING. With `request` (a UUID) a repeated call answers the first one's job.
 
-    Raises InvalidArgument with every fault of the request, Unimplemented for what is not built, AlreadyExists for a
-    `request` that was used with another body.
+    Raises InvalidArgument with every fault of the request, Unimplemented for what is not built, FailedPrecondition for
+    what no server can run, AlreadyExists for a `request` that was used with another body.
     """
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.create", parent.project).number
     body = _digest(parent, job) if request else ""
@@ -67,6 +68,7 @@ def create(
         if earlier is not None:
             return earlier
     accepted, plan = validation.accept(control, principal, project, parent, job)
+    plan = capacity.with_needs(control, plan, low_memory=accepted.labels.get(LOW_MEMORY_LABEL) == "true")
     job_id = new_id()
     name = ResourceName(project, parent.location, "tuningJobs", job_id)
     with control.database.transaction(only_answers=True) as connection:

@@ -72,6 +72,10 @@ class Plan:
     """Id of the model that gets a new version; empty makes a new model."""
     judges: Judges = field(default_factory=dict)
     """Who judges, by the names the evaluationConfig gives them."""
+    memory_bytes: int = 0
+    """About what its run takes; 0 where that is not known: then it has a server to itself."""
+    least_memory_bytes: int = 0
+    """With what it can do, on a server that has no more."""
 
 
 def accept(

@@ -28,7 +28,6 @@ from sarto.catalog import DIGEST_FILE
 from sarto.engine.assessing import Assessing, measures
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.blocks import read_line
-from sarto.engine.data.forecast import BaseShape
 from sarto.engine.data.machine import measure
 from sarto.engine.data.prepare import Limits, Prepared, check_usable, prepare
 from sarto.engine.data.report import data_report
@@ -45,6 +44,7 @@ from sarto.engine.tuning.session import Rows, Session
 from sarto.engine.tuning.team import Team
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
 from sarto.failpoints import around
+from sarto.schema.base_shape import BaseShape
 from sarto.schema.examples import parse_line
 from sarto.schema.runs import (
     REPORT_FILE,

@@ -143,6 +143,20 @@ project_turn = Table(
     Column("project", String(20), primary_key=True),
     Column("time", Float, nullable=False),
 )
+project_quota = Table(
+    "project_quota",
+    metadata,
+    Column("project", String(20), primary_key=True),
+    Column("concurrent_jobs", Integer, nullable=False),
+)
+server = Table(
+    "server",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("memory_bytes", Big, nullable=False),
+    Column("until", Float, nullable=False),
+)
 experiment = Table(
     "experiment",
     metadata,

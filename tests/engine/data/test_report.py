@@ -11,13 +11,14 @@ import pytest
 
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.duplicates import find_duplicates
-from sarto.engine.data.forecast import BaseShape, Machine
+from sarto.engine.data.forecast import Machine
 from sarto.engine.data.observe import find_secrets, guess_language, script_of
 from sarto.engine.data.prepare import Limits, Prepared, prepare
 from sarto.engine.data.proof import show_row
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.errors import NotFound
+from sarto.schema.base_shape import BaseShape
 from sarto.schema.runs import BaseWeights, TuningParameters
 from tests.engine.data.conftest import Write, row
 from tests.engine.data.conversations import CASES, FAMILIES, FAMILY_NAMES

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from sarto.engine.data.forecast import BaseShape
 from sarto.engine.data.machine import measure
 from sarto.engine.data.prepare import Limits, Prepared, prepare
 from sarto.engine.data.proof import show_row
 from sarto.engine.data.report import data_report
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.schema.base_shape import BaseShape
 from sarto.schema.runs import BaseWeights, DatasetQuestion, DatasetRef
 
 

@@ -13,9 +13,10 @@ from pydantic.alias_generators import to_camel
 
 from sarto.engine.data.automatic import DataShape, choose
 from sarto.engine.data.duplicates import find_duplicates, find_overlap
-from sarto.engine.data.forecast import BaseShape, Machine, forecast
+from sarto.engine.data.forecast import Machine, forecast
 from sarto.engine.data.prepare import SHOWN_FAULTS, Limits, Prepared, check_usable
 from sarto.errors import InvalidArgument
+from sarto.schema.base_shape import BaseShape
 from sarto.schema.runs import BaseWeights, TuningParameters
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)

@@ -206,7 +206,7 @@ class Session:
                 "schedule": repr(self.schedule),
                 "shape": repr(self.shape),
                 "precision": str(self.dtype),
-                "device": str(self.decoder.device),
+                "device": self.decoder.device.type,
                 "threads": spec.threads,
                 "ranks": spec.ranks,
                 "operations": self.decoder.ops.name,
