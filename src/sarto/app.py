@@ -36,6 +36,7 @@ from sarto.control.export_runner import ExportRunner
 from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.control.oidc import Issuer, Providers
 from sarto.control.resolution import Deployed
+from sarto.control.retention import Collector
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
@@ -206,6 +207,9 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     sender = WebhookSender(control)
     sender.start()
     stack.push_async_callback(asyncio.to_thread, sender.stop)
+    collector = Collector(control)
+    collector.start()
+    stack.push_async_callback(asyncio.to_thread, collector.stop)
     exports = ExportRunner(control, LocalExecutor(clean_environment(os.environ), EXPORT_PROGRAM), validation_rows())
     exports.start()
     stack.push_async_callback(asyncio.to_thread, exports.stop)
@@ -284,6 +288,8 @@ def _limits(settings: Settings) -> Limits:
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
         reserve_bytes=settings.reserve_bytes,
+        keep_run_days=settings.keep_run_days,
+        keep_cache_days=settings.keep_cache_days,
         webhook_private_addresses=settings.webhook_private_addresses,
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,

@@ -129,6 +129,10 @@ class Settings(BaseModel):
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
     reserve_bytes: int = 268_435_456
     """Room on the home's disk, in bytes, that no job may take; jobs wait while there is less."""
+    keep_run_days: float = 30.0
+    """How long run folders of ended jobs stay, logs and data reports with them; 0 is for ever."""
+    keep_cache_days: float = 30.0
+    """How long tokenised data stays that nothing reads; 0 is for ever."""
     webhook_private_addresses: bool = False
     """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
     tls: Literal["off", "local"] = "off"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.worlds import Template, World, api, end, make, start, supervise, violations
+from tests.crash.worlds import Template, World, api, end, make, plant, start, supervise, violations
 
 IS_ALL = os.environ.get("SARTO_CRASH") == "all"
 SOME, OFTEN = 12, 3
@@ -29,6 +29,7 @@ def prepare(world: World, role: str) -> None:
         control = world.open()
         for number, data in enumerate(("train", "die-once", "fault", "slow", "train"), 1):
             make(control, number, data)
+        plant(control)
         control.database.close()
 
 

@@ -61,7 +61,9 @@ def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
     """The adapter's files under a name made of their digests, so that equal adapters are kept once."""
     digest = hashlib.sha256("".join(f"{name}:{sha}\n" for name, sha in sorted(files.items())).encode()).hexdigest()
     folder = control.adapter_folder(digest)
-    if not folder.is_dir():
+    if folder.is_dir():
+        os.utime(folder)  # it is needed again: the collection of leftovers goes by age
+    else:
         part = folder.with_name(f".{digest}.{new_id()}")
         part.mkdir(parents=True)
         for name in files:
@@ -72,6 +74,12 @@ def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
         except OSError:  # another supervisor kept the same adapter meanwhile
             shutil.rmtree(part)
     return Kept(digest, folder)
+
+
+def check_kept(kept: Kept) -> None:
+    """Call where objects are named, so that nothing is collected meanwhile. Raises FileNotFoundError."""
+    if not kept.folder.is_dir():
+        raise FileNotFoundError(f"{kept.folder} was collected before it was named")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -52,6 +52,10 @@ class Limits:
     """Room on the disk that a run must leave; without it jobs wait."""
     room_seconds: float = 15.0
     """Pause before the disk is looked at again."""
+    keep_run_days: float = 30.0
+    """How long run folders of ended jobs stay, logs and data reports with them; 0 is for ever."""
+    keep_cache_days: float = 30.0
+    """How long tokenised data stays that nothing reads; 0 is for ever."""
     webhook_private_addresses: bool = False
     webhook_retry_seconds: float = 5.0
     """Pause before a webhook is told again; it quadruples with each further attempt."""

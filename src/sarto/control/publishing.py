@@ -42,6 +42,7 @@ def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord,
         row = _running(connection, lease)
         now = control.database.now(connection)
         replaced = files.write(connection, lease.project)
+        artifacts.check_kept(kept)
         _insert_checkpoint(connection, row, record, kept, uri, known, now)
         listed = [registration.checkpoint_as_wire(row, one) for one in _ordered(_checkpoints(connection, lease))]
         amend(connection, row, now, {"tunedModel": {"checkpoints": listed}})
