@@ -32,9 +32,10 @@ from sarto.control.batch_runner import BatchRunner
 from sarto.control.capacity import RUNS_SHARE, machine_memory_bytes
 from sarto.control.context import Control, Limits
 from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
-from sarto.control.export_runner import ExportRunner
+from sarto.control.export_work import ExportWork
 from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.control.oidc import Issuer, Providers
+from sarto.control.operation_runner import OperationRunner
 from sarto.control.resolution import Deployed
 from sarto.control.retention import Collector
 from sarto.control.supervisor import Supervisor
@@ -51,6 +52,7 @@ from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.key_material import KeyMaterial, read_master
 from sarto.storage.keys import KeyService
+from sarto.storage.tables import model_export
 from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -210,7 +212,10 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     collector = Collector(control)
     collector.start()
     stack.push_async_callback(asyncio.to_thread, collector.stop)
-    exports = ExportRunner(control, LocalExecutor(clean_environment(os.environ), EXPORT_PROGRAM), validation_rows())
+    exports = OperationRunner(
+        control, model_export, LocalExecutor(clean_environment(os.environ), EXPORT_PROGRAM),
+        ExportWork(control, validation_rows()),
+    )  # fmt: skip
     exports.start()
     stack.push_async_callback(asyncio.to_thread, exports.stop)
 

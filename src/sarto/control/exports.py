@@ -1,4 +1,4 @@
-"""models:export: what is asked, checked and queued. `export_runner` does the work.
+"""models:export: what is asked, checked and queued. `export_work` does the work.
 
 The queue row belongs to an operation and goes when the operation is done; what a model's name meant is kept with it.
 """

@@ -1,0 +1,93 @@
+"""What models:export does: the spec of the engine's program, and its files into the user's bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sarto.control.context import Control
+from sarto.errors import FailedPrecondition
+from sarto.schema.runs import ExportResult, ExportSpec
+
+HELD_OUT_ROWS = 4
+SHIPPED = "the sample that Sarto ships (the job's own data is gone)"
+RESPONSE = "type.googleapis.com/google.cloud.aiplatform.v1.ExportModelResponse"
+
+
+class ExportWork:
+    kind = "export"
+
+    def __init__(self, control: Control, sample: Sequence[bytes]) -> None:
+        """`sample`: dataset rows to compare on where a job's own data is gone."""
+        self._control, self._sample = control, sample
+
+    def serving(self, run: dict[str, Any], folder: Path) -> AbstractContextManager[None]:
+        """It asks for nothing."""
+        return nullcontext()
+
+    def publish(
+        self, project: str, run: dict[str, Any], folder: Path, result: bytes
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Raises FailedPrecondition for files that differ from the served model."""
+        found = ExportResult.model_validate_json(result)
+        if found.error is not None:
+            raise FailedPrecondition(found.error["message"], found.error.get("details", []))
+        for name in found.files:
+            self._control.buckets.put_file(
+                run["bucket"], f"{run['folder']}/{name}", folder / "files" / name, project=project
+            )
+        comparison = found.comparison.model_dump() if found.comparison else None
+        return {"@type": RESPONSE}, {"comparison": comparison}
+
+    def spec(self, project: str, run: dict[str, Any], folder: Path) -> ExportSpec:
+        if not Path(run["adapterFolder"]).is_dir():
+            raise FailedPrecondition("The model was deleted before it was exported.")
+        control, job = self._control, run["jobResource"]
+        base = control.base(run["weights"])
+        entry = control.catalog.find(run["baseModel"])
+        uri = self._hold_out(run, folder / "held_out.jsonl")
+        tuned = job.get("supervisedTuningSpec", {})
+        data = control.job_folder(run["job"]) / "data" / "training.json"
+        metadata = job.get("tuningJobMetadata", {})
+        return ExportSpec(
+            model=run["model"],
+            title=run["title"],
+            format=run["format"],
+            base=base,
+            adapter_folder=run["adapterFolder"],
+            folder=str(folder),
+            held_out=str(folder / "held_out.jsonl"),
+            held_out_uri=uri,
+            data_format="translation" if entry.rules.kind == "translation" and uri != SHIPPED else "auto",
+            license=entry.weights.license,
+            card={
+                "Tuning job": job.get("name", ""),
+                "Tuned from": run["baseModel"],
+                "Checkpoint": f"{run['checkpoint']}, after step {run['step']}",
+                "Training data": tuned.get("trainingDatasetUri", ""),
+                "Training data, sha256": orjson.loads(data.read_bytes())["digest"] if data.exists() else "",
+                "Hyperparameters": metadata.get("effectiveParameters", {"rank": run["rank"]}),
+                "Validation": run["origin"].get("evaluation"),
+                "Parity of training and serving": run["origin"].get("certificate"),
+            },
+            threads=control.limits.threads,
+        )
+
+    def _hold_out(self, run: dict[str, Any], target: Path) -> str:
+        """A few rows of the job's validation data, else of its training data, else of ours; says which."""
+        data = self._control.job_folder(run["job"]) / "data"
+        for name in ("validation", "training"):
+            record, source = data / f"{name}.json", data / f"{name}.jsonl"
+            if record.exists() and source.exists():
+                with source.open("rb") as file:
+                    rows = [line for line in islice(file, 64) if line.strip() and len(line) < 20_000]
+                if rows:
+                    target.write_bytes(b"\n".join(row.rstrip(b"\n") for row in rows[:HELD_OUT_ROWS]))
+                    return str(orjson.loads(record.read_bytes())["uri"])
+        target.write_bytes(b"\n".join(self._sample[:HELD_OUT_ROWS]))
+        return SHIPPED
