@@ -31,7 +31,8 @@ from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
 from sarto.control.capacity import RUNS_SHARE, machine_memory_bytes
 from sarto.control.context import Control, Limits
-from sarto.control.executors import EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
+from sarto.control.evaluation_work import EvaluationWork
+from sarto.control.executors import EVALUATION_PROGRAM, EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
 from sarto.control.export_work import ExportWork
 from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.control.oidc import Issuer, Providers
@@ -41,6 +42,7 @@ from sarto.control.retention import Collector
 from sarto.control.supervisor import Supervisor
 from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
+from sarto.engine.evaluation.instances import InstanceEvaluator
 from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
@@ -52,7 +54,7 @@ from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.key_material import KeyMaterial, read_master
 from sarto.storage.keys import KeyService
-from sarto.storage.tables import model_export
+from sarto.storage.tables import dataset_evaluation, model_export
 from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -122,7 +124,9 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         Uploads(buckets).sweep(time.time())
         install_samples(buckets)
         catalog = Catalog.load(home, settings.models_folder)
-        control = Control(database, buckets, catalog, home, _limits(settings), _judges(settings, catalog))
+        control = Control(
+            database, buckets, catalog, home, _limits(settings), _judges(settings, catalog), settings.default_judge
+        )
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
         stack.push_async_callback(generator.close)
@@ -147,6 +151,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             max_body_bytes=settings.max_body_bytes,
             rate=Rate(settings.requests_per_second),
             audit_log=audit_log,
+            evaluator=InstanceEvaluator(),
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file
@@ -218,6 +223,19 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     )  # fmt: skip
     exports.start()
     stack.push_async_callback(asyncio.to_thread, exports.stop)
+
+    loop = asyncio.get_running_loop()
+
+    def answer_now(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
+        """From another thread."""
+        return asyncio.run_coroutine_threadsafe(answer(deployed, asked), loop).result()
+
+    evaluations = OperationRunner(
+        control, dataset_evaluation, LocalExecutor(clean_environment(os.environ), EVALUATION_PROGRAM),
+        EvaluationWork(control, answer_now),
+    )  # fmt: skip
+    evaluations.start()
+    stack.push_async_callback(asyncio.to_thread, evaluations.stop)
 
     async def answer(deployed: Deployed, asked: dict[str, Any]) -> dict[str, Any]:
         request = GenerateContentRequest.read(asked, "request")

@@ -155,6 +155,8 @@ class Settings(BaseModel):
     """Token for keys in a HashiCorp Vault."""
     judges: list[Judge] = []
     """Models elsewhere that jobs may name as autoraters: `[[judges]]` with name, kind, base_url, model and a key."""
+    default_judge: str = ""
+    """Model that judges where evaluateDataset or evaluateInstances name none, as `autoraterModel` would name it."""
     max_attempts: int = 3
     """Attempts at a job before a loss of machinery fails it."""
 

@@ -76,7 +76,7 @@ class Service:
         """Name, form, address and model of judges elsewhere, into the configuration."""
         names = ("name", "kind", "url", "model")
         tables = [JUDGE.format(**dict(zip(names, judge, strict=True))) for judge in judges]
-        (self.home / "config.toml").write_text("".join(tables))
+        (self.home / "config.toml").write_text('default_judge = "outside/fair"\n' + "".join(tables))
 
     def start(self, *options: str, **environment: str) -> None:
         command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--home", str(self.home), *options]

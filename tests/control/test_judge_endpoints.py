@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sarto.control.judge_desk import answering
-from sarto.control.judge_endpoints import JudgeEndpoint, ask
+from sarto.control.judge_endpoints import JudgeEndpoint, ask, ask_one
+from sarto.control.question_desk import answering
 from sarto.engine.evaluation.asking import spread
 from sarto.engine.outside import Outside
 from sarto.errors import (
@@ -144,7 +145,7 @@ async def _ask_all(outside: Outside, names: list[str], count: int) -> list[str]:
 def test_a_run_asks_through_its_folder_and_gives_up_on_who_is_away(server: str, tmp_path: Path) -> None:
     away = JudgeEndpoint("away", "openai", "http://127.0.0.1:9/v1", "x", allow_private=True)
     judges = {"fair": judge(server), "away": away}
-    with answering(judges, ["fair", "away", "gone"], tmp_path):
+    with answering(tmp_path, ["fair", "away", "gone"], partial(ask_one, judges)):
         outside = Outside(tmp_path)
         assert asyncio.run(_ask_all(outside, ["fair"], 40)) == ["STOP"] * 40
         answers = asyncio.run(_ask_all(outside, ["away"], 60))
@@ -152,6 +153,8 @@ def test_a_run_asks_through_its_folder_and_gives_up_on_who_is_away(server: str, 
         assert answers[-1].startswith("FAILED_PRECONDITION: The autorater away failed 8 times in a row")
         [gone] = asyncio.run(_ask_all(outside, ["gone"], 1))
         assert "not configured on this server any more" in gone
+        [unknown] = asyncio.run(_ask_all(outside, ["unknown"], 1))
+        assert "was not named" in unknown
     asked = (tmp_path / "asked.jsonl").read_text()
     assert KEY not in asked + (tmp_path / "answered.jsonl").read_text()
     assert len(asked.splitlines()) < 40 + 60

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
+from sarto.api.evaluator import Evaluator
 from sarto.api.limits import Rate, check_headers
 from sarto.api.routing import PUBLIC, Route, Router
 from sarto.api.threads import HandlerThreads
@@ -80,6 +81,7 @@ class Services:
     rate: Rate
     keys: KeyService
     audit_log: AuditLog
+    evaluator: Evaluator
     metadata_account: str
     """E-mail of the account that the metadata-server paths speak for; empty: they do not exist."""
 

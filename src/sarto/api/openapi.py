@@ -176,7 +176,8 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _operation_id(route: Route, path: str) -> str:
-    return "_".join([route.method.lower(), *re.findall(r"[A-Za-z0-9]+", path)])
+    words = path.replace("/:", "/slash:")  # of two spellings of one verb each has its own
+    return "_".join([route.method.lower(), *re.findall(r"[A-Za-z0-9]+", words)])
 
 
 def _template(path: str) -> str:

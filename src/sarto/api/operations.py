@@ -12,9 +12,12 @@ from sarto.control import operations
 from sarto.errors import InvalidArgument
 from sarto.schema.wire import Message, Text
 
-OURS = frozenset({"progressPercentage", "progressMessage", "comparison"})
+OURS = frozenset({"progressPercentage", "progressMessage", "comparison", "rows", "rowsLeftOut", "modelResults"})
 """Fields of an operation's metadata that Google's has not."""
 V1, V1_BETA1 = "type.googleapis.com/google.cloud.aiplatform.v1.", "type.googleapis.com/google.cloud.aiplatform.v1beta1."
+
+ONLY_BETA = ("EvaluateDatasetOperationMetadata", "EvaluateDatasetResponse")
+"""Types whose operations the typed clients have in that version alone, and poll under `/ui/`, which names none."""
 
 
 class CancelRequest(Message):
@@ -66,12 +69,11 @@ def _typed(request: Request, operation: dict[str, Any]) -> dict[str, Any]:
     if _is_typed_client(request) and OURS & set(operation.get("metadata", {})):
         kept = {key: value for key, value in operation["metadata"].items() if key not in OURS}
         operation = operation | {"metadata": kept}
-    if "/v1beta1/" not in request.scope["path"]:
-        return operation
+    is_beta = "/v1beta1/" in request.scope["path"]
     renamed = {
         name: part | {"@type": part["@type"].replace(V1, V1_BETA1)}
         for name, part in operation.items()
-        if name in ("metadata", "response") and "@type" in part
+        if name in ("metadata", "response") and "@type" in part and (is_beta or part["@type"].endswith(ONLY_BETA))
     }
     return operation | renamed
 

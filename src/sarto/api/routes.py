@@ -10,6 +10,7 @@ from sarto.api import (
     batch_predictions,
     datasets,
     endpoints,
+    evaluations,
     experiments,
     gcs,
     generation,
@@ -362,7 +363,7 @@ TRANSLATION = [
 
 ROUTES: list[Route] = [
     *ABOUT, *WHO, *quotas.ROUTES, *locations.ROUTES,
-    *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES,
+    *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES, *evaluations.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *unbuilt.ROUTES, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,
 ]  # fmt: skip

@@ -21,7 +21,7 @@ SLICES = f"{EVALUATIONS}/{{evaluation}}/slices"
 READ_ONLY = "Experiments here are those of tuning jobs, and read only; leave `experiment` out of vertexai.init."
 COME_FROM_JOBS = "Models come from tuning jobs."
 PREDICT = "Use :generateContent or :streamGenerateContent."
-EVALUATED = "Give the tuning job an evaluationConfig, or use `sarto evaluate`."
+EVALUATED = "Give the tuning job an evaluationConfig, or ask `:evaluateDataset`."
 TRANSLATE = "Only translateText is built."
 Group = tuple[str, str, str, dict[str, str]]
 """Service, what to do instead, the path they begin with, and by name each method's verb and the rest of its path."""
@@ -49,8 +49,6 @@ GROUPS: tuple[Group, ...] = (
         "BatchImportEvaluatedAnnotations": "POST /{slice}:batchImport",
     }),
     ("EvaluationService", EVALUATED, PLACE, {
-        "EvaluateInstances": "POST :evaluateInstances",
-        "EvaluateDataset": "POST :evaluateDataset",
         "GenerateInstanceRubrics": "POST :generateInstanceRubrics",
     }),
     ("EndpointService", "Endpoints come with the tuned model, one for each checkpoint.", f"{PLACE}/endpoints", {

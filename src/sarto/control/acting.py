@@ -49,6 +49,11 @@ def may_read(control: Control, principal: Principal, number: str, uri: str) -> N
     _check_bucket(control, _project(control, number), principal, uri, READ)
 
 
+def may_write(control: Control, principal: Principal, number: str, uri: str) -> None:
+    """Whether a caller may store an object there. Raises PermissionDenied."""
+    _check_bucket(control, _project(control, number), principal, uri, WRITE)
+
+
 def _project(control: Control, number: str) -> Project:
     found = projects.find(control.database, number)
     assert found is not None, "a job lies in a project"

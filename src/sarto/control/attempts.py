@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import acting, disk, evaluations, events, judge_desk, leases, progress, publishing, queue, run_specs
+from sarto.control import acting, disk, evaluations, events, leases, progress, publishing, queue, run_specs
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
@@ -146,8 +146,7 @@ class Attempt:
         run_folder = Path(spec.run_folder)
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
         self._until = self._begin()
-        outside = spec.evaluation.outside_judges if spec.evaluation else ()
-        with judge_desk.answering(self.control.judges, outside, run_folder):
+        with evaluations.judging(self.control, spec, run_folder):
             code = self._watch(run_folder, spec)
         result = _read_result(run_folder)
         if result is None:

@@ -73,6 +73,8 @@ class Control:
     limits: Limits = field(default_factory=Limits)
     judges: Mapping[str, JudgeEndpoint] = field(default_factory=dict)
     """Models elsewhere that jobs may have as judges, by the names their users write."""
+    default_judge: str = ""
+    """Who judges where a request outside a tuning job names nobody."""
 
     def job_folder(self, job: str) -> Path:
         """Everything a job's runs leave on this machine: `data/`, `resume/` and one folder per lease epoch."""

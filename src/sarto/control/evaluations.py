@@ -5,12 +5,14 @@ The fault of a bucket is the evaluation's, never the job's. Used by `attempts`, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from sarto.control import events, iam, leases, tuning_jobs
+from sarto.control import events, iam, judge_endpoints, leases, question_desk, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.evaluation_checks import BEST, BEST_LABEL
@@ -20,7 +22,7 @@ from sarto.control.validation import Plan
 from sarto.errors import NotFound, SartoError
 from sarto.names import ResourceName, parse_gs_uri
 from sarto.schema.evaluation import judge_names
-from sarto.schema.runs import EVALUATION_FOLDER, Assessment, EvaluationPlan, JudgeModel
+from sarto.schema.runs import EVALUATION_FOLDER, Assessment, EvaluationPlan, JudgeModel, RunSpec
 from sarto.schema.tuning_jobs import TuningJob
 
 REPORT_FOLDER = "report"
@@ -48,6 +50,12 @@ def plan(control: Control, job: TuningJob, decided: Plan) -> EvaluationPlan:
     )
 
 
+def judging(control: Control, spec: RunSpec, run_folder: Path) -> AbstractContextManager[None]:
+    """While this lasts a run's questions to judges elsewhere are answered."""
+    names = spec.evaluation.outside_judges if spec.evaluation else ()
+    return question_desk.answering(run_folder, names, partial(judge_endpoints.ask_one, control.judges))
+
+
 def publish(control: Control, lease: Lease, assessment: Assessment) -> None:
     """The files of a checkpoint's metrics into the user's bucket, the results onto the job. Raises Fenced."""
     run = assessment.run
@@ -55,7 +63,7 @@ def publish(control: Control, lease: Lease, assessment: Assessment) -> None:
         return
     if uri := run.get("evaluateDatasetResponse", {}).get("outputInfo", {}).get("gcsOutputDirectory"):
         try:
-            _upload(control, lease.project, _folder(control, lease.job) / assessment.folder, uri)
+            upload(control, lease.project, _folder(control, lease.job) / assessment.folder, uri)
         except SartoError as error:
             words = f"The results could not be written to {uri}: {error.message}"
             run = {**run, "error": {**error.to_status(), "message": words}}
@@ -73,7 +81,7 @@ def publish(control: Control, lease: Lease, assessment: Assessment) -> None:
 def publish_report(control: Control, lease: Lease, folder_uri: str) -> None:
     """The standard report into the bucket of the job's artifacts; a bucket that refuses it is an event."""
     try:
-        _upload(control, lease.project, _folder(control, lease.job) / REPORT_FOLDER, folder_uri)
+        upload(control, lease.project, _folder(control, lease.job) / REPORT_FOLDER, folder_uri)
         words = f"The evaluation report is at {folder_uri}/{PAGE_FILE}."
     except SartoError as error:
         words = f"The evaluation report could not be stored at {folder_uri}: {error.message}"
@@ -116,8 +124,11 @@ def _folder(control: Control, job: str) -> Path:
     return control.job_folder(job) / "resume" / EVALUATION_FOLDER
 
 
-def _upload(control: Control, project: str, folder: Path, uri: str) -> None:
+def upload(control: Control, project: str, folder: Path, uri: str) -> None:
+    """Every file of a folder and of those in it. Raises what a bucket raises."""
     bucket, prefix = parse_gs_uri(f"{uri}/", "output_uri_prefix")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
-        control.buckets.put_file(bucket, prefix + path.name, path, content_type=content_type, project=project)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
+            name = prefix + path.relative_to(folder).as_posix()
+            control.buckets.put_file(bucket, name, path, content_type=content_type, project=project)

@@ -20,6 +20,7 @@ from sarto.failpoints import around
 PR_SET_PDEATHSIG = 1
 RUN_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.run")
 EXPORT_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.exports.run")
+EVALUATION_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.evaluating")
 KEPT_VARIABLES = frozenset(
     {
         "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME",

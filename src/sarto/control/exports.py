@@ -56,17 +56,7 @@ def export(control: Control, principal: Principal, name: ResourceName, asked: Ex
             "baseModel": deployed.base_model, "checkpoint": deployed.checkpoint_id, "step": row.step,
             "rank": deployed.rank, "origin": orjson.loads(row.resource), "jobResource": orjson.loads(job or "{}"),
         }  # fmt: skip
-        connection.execute(
-            model_export.insert().values(
-                project=project,
-                operation=made["name"].rpartition("/")[2],
-                run=orjson.dumps(run).decode(),
-                lease_owner=None,
-                lease_epoch=0,
-                lease_until=None,
-                create_time=now,
-            )
-        )
+        operations.enqueue(connection, model_export, made, run, now)
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,6 +66,18 @@ class JudgeEndpoint:
             path = f"{self.model if '/' in self.model else f'models/{self.model}'}:generateContent"
         url = f"{self.base_url.rstrip('/')}/{path}"
         return addresses.parse(url, f"judges.{self.name}.base_url", self.allow_private, "private_address = true")
+
+
+def ask_one(
+    judges: Mapping[str, JudgeEndpoint],
+    name: str,
+    request: dict[str, Any],
+    pause: Callable[[float], object] = time.sleep,
+) -> dict[str, Any]:
+    """`ask` by name. Raises FailedPrecondition for one that is not there any more."""
+    if name not in judges:
+        raise FailedPrecondition(f"The autorater {name} is not configured on this server any more.")
+    return ask(judges[name], request, pause)
 
 
 def ask(judge: JudgeEndpoint, request: dict[str, Any], pause: Callable[[float], object] = time.sleep) -> dict[str, Any]:

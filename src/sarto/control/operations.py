@@ -1,4 +1,5 @@
-"""Operations: what a method that may take long answers with. Most are done when they are answered; an export goes on.
+"""Operations: what a method that may take long answers with. Most are done when they are answered; an export and
+an evaluation go on.
 
 A name may stand under the resource it was about, as clients poll it; the id alone says which operation is meant.
 """
@@ -17,7 +18,7 @@ from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.errors import InvalidArgument, NotFound
 from sarto.names import LocationName, check_id, new_id, parse_location
-from sarto.storage.tables import model_export, operation
+from sarto.storage.tables import dataset_evaluation, model_export, operation
 
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 METADATA = "type.googleapis.com/google.cloud.aiplatform.v1."
@@ -42,6 +43,22 @@ def begin(
 ) -> dict[str, Any]:
     """Record an operation that somebody will `finish`; `facts` stand in its metadata."""
     return _insert(connection, about, parent, metadata, facts, {"done": False}, now)
+
+
+def enqueue(connection: Connection, table: sa.Table, made: dict[str, Any], run: dict[str, Any], now: float) -> None:
+    """Have the work of an operation that was begun done by an `OperationRunner` of that table."""
+    parts = made["name"].split("/")
+    connection.execute(
+        table.insert().values(
+            project=parts[1],
+            operation=parts[-1],
+            run=orjson.dumps(run).decode(),
+            lease_owner=None,
+            lease_epoch=0,
+            lease_until=None,
+            create_time=now,
+        )
+    )
 
 
 def amend(connection: Connection, project: str, identifier: str, facts: dict[str, Any], now: float) -> None:
@@ -150,7 +167,7 @@ def wait(control: Control, principal: Principal, name: str, timeout_seconds: flo
 
 
 def cancel(control: Control, principal: Principal, name: str) -> None:
-    """End an export that goes on; a finished operation stays as it is. Raises NotFound."""
+    """End one that goes on; a finished operation stays as it is. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.cancel")
     with control.database.transaction() as connection:
         _find(connection, project, identifier, name)
@@ -168,8 +185,8 @@ def delete(control: Control, principal: Principal, name: str) -> None:
 
 def _stop(connection: Connection, project: str, identifier: str) -> None:
     """Take the work of an unfinished operation away from whoever does it."""
-    ours = sa.and_(model_export.c.project == project, model_export.c.operation == identifier)
-    connection.execute(model_export.delete().where(ours))
+    for table in (model_export, dataset_evaluation):
+        connection.execute(table.delete().where(table.c.project == project, table.c.operation == identifier))
     finish(connection, project, identifier, {"error": CANCELLED_STATUS})
 
 

@@ -24,7 +24,15 @@ from sarto.control.leftovers import Leftovers
 from sarto.failpoints import around
 from sarto.schema.runs import EVALUATION_FOLDER
 from sarto.schema.tuning_jobs import JobState
-from sarto.storage.tables import bucket, checkpoint, model_export, model_version, stored_object, tuning_job
+from sarto.storage.tables import (
+    bucket,
+    checkpoint,
+    dataset_evaluation,
+    model_export,
+    model_version,
+    stored_object,
+    tuning_job,
+)
 from sarto.storage.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -75,7 +83,7 @@ def collect(control: Control) -> Counter[str]:
 
 def _run_folders(control: Control) -> int:
     """Of live jobs the checkpoints of dead epochs; of ended jobs first resume points and unpublished checkpoints, after
-    `keep_run_days` the rest; folders of jobs and exports that are no more."""
+    `keep_run_days` the rest; folders of jobs, exports and evaluations that are no more."""
     removed = 0
     folders = {path.name: path for path in (control.home / "runs").iterdir() if path.is_dir()}
     names = sorted(folders)
@@ -84,12 +92,16 @@ def _run_folders(control: Control) -> int:
         with control.database.reading() as connection:
             now = control.database.now(connection)
             rows = connection.execute(sa.select(tuning_job).where(tuning_job.c.id.in_(some))).all()
-            exports = set(connection.execute(sa.select(model_export.c.operation)).scalars())
+            at_work = {
+                f"{kind}-{operation}"
+                for kind, table in (("export", model_export), ("evaluation", dataset_evaluation))
+                for operation in connection.execute(sa.select(table.c.operation)).scalars()
+            }
         jobs = {row.id: row for row in rows}
         for name in some:
             row = jobs.get(name)
             if row is None:
-                is_needed = name.removeprefix("export-") in exports or not _is_stale(folders[name])
+                is_needed = name in at_work or not _is_stale(folders[name])
                 removed += 0 if is_needed else _remove(folders[name])
             elif not JobState(row.state).is_final:
                 removed += sum(_remove(path) for path in _of_dead_epochs(folders[name], row.lease_epoch))

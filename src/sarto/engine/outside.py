@@ -1,5 +1,5 @@
 """A model elsewhere behind the one seam that evaluation has, `Generate`. A run has no network: it writes each question
-into a file of its folder, the service asks (`control/judge_desk.py`) and writes the answer into another.
+into a file of its folder, the service asks (`control/question_desk.py`) and writes the answer into another.
 """
 
 from __future__ import annotations

@@ -293,6 +293,14 @@ def judge_names(config: EvaluationConfig, path: str) -> list[tuple[str, str]]:
     return [(where, judge.autorater_model) for where, judge in named if judge and judge.autorater_model]
 
 
+def is_judged(metric: Metric) -> bool:
+    """Whether a model scores it."""
+    named = metric.predefined_metric_spec
+    return bool(metric_template(metric)) or (
+        named is not None and predefined_name(named.metric_spec_name) in JUDGED_METRICS
+    )
+
+
 def metric_template(metric: Metric) -> str:
     """The prompt template the user wrote; empty for a metric that has none."""
     spec = metric.pointwise_metric_spec or metric.pairwise_metric_spec or metric.llm_based_metric_spec

@@ -60,8 +60,10 @@ def _range_faults(metric: Metric, where: str) -> Iterator[FieldViolation]:
         yield FieldViolation(f"{where}.step", "Must be above 0 and not above the width of the range.")
 
 
-def metric_faults(metric: Metric, path: str, row_fields: frozenset[str] = ROW_FIELDS) -> Iterator[FieldViolation]:
-    """Every fault of one metric; paths begin with `path`."""
+def metric_faults(
+    metric: Metric, path: str, row_fields: frozenset[str] = ROW_FIELDS, needs_answer: bool = True
+) -> Iterator[FieldViolation]:
+    """Every fault of one metric; paths begin with `path`. A pointwise template needs an answer if `needs_answer`."""
     kind = metric.kind
     where = f"{path}.{kind}"
     if not kind:
@@ -85,14 +87,17 @@ def metric_faults(metric: Metric, path: str, row_fields: frozenset[str] = ROW_FI
                 f"{path}.aggregation_metrics", f"A pairwise metric aggregates by MODE only, not {wrong[0]}."
             )
     if metric.pointwise_metric_spec or metric.pairwise_metric_spec or metric.llm_based_metric_spec:
-        yield from _template_faults(metric, f"{where}.metric_prompt_template", row_fields)
+        must_judge = needs_answer or metric.pairwise_metric_spec is not None
+        yield from _template_faults(metric, f"{where}.metric_prompt_template", row_fields, must_judge)
 
 
-def _template_faults(metric: Metric, where: str, row_fields: frozenset[str]) -> Iterator[FieldViolation]:
+def _template_faults(
+    metric: Metric, where: str, row_fields: frozenset[str], needs_answer: bool
+) -> Iterator[FieldViolation]:
     """A template asks for the judged answer, a pairwise one for both, and for nothing that rows do not have."""
     asked = set(PLACEHOLDER.findall(metric_template(metric)))
     own, baseline = response_fields(metric), baseline_fields(metric)
-    if not asked & own:
+    if needs_answer and not asked & own:
         yield FieldViolation(where, "The template must hold the answer to be judged: write {response} there.")
     if metric.pairwise_metric_spec and not asked & baseline:
         name = min(baseline, key=lambda field: field == BASELINE_FIELD)

@@ -259,6 +259,36 @@ class OutsideAnswer(_Record):
     error: dict[str, Any] | None = None
 
 
+class EvaluationSpec(_Record):
+    """What an evaluation outside a tuning job is given: `spec.json` in its folder, which gets `out/` and, last,
+    `result.json`."""
+
+    title: str
+    folder: str
+    rows: str
+    """File of the rows to ask and score."""
+    dataset_uri: str
+    output_uri: str
+    """Where `out/` will be found."""
+    models: list[str] = Field(default_factory=list)
+    """Who answers the rows, by names that the service is asked under; without any the rows hold answers."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """An EvaluationConfig as the API writes it; may be without metrics where models answer."""
+    max_rows: int
+
+
+class EvaluationResult(_Record):
+    """With `error` (a google.rpc.Status) there is nothing to publish. `runs` are EvaluateDatasetRuns by model, of rows
+    with answers under the empty name."""
+
+    error: dict[str, Any] | None = None
+    rows: int = 0
+    left_out: int = 0
+    """Rows that could not be read."""
+    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    has_report: bool = False
+
+
 class Progress(_Record):
     """One line of `progress.jsonl`. `kind` says which of the other fields is set; `time` is seconds since 1970."""
 

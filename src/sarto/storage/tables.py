@@ -273,17 +273,25 @@ operation = Table(
     Column("resource", Text, nullable=False),
     Column("create_time", Float, nullable=False),
 )
-model_export = Table(
-    "model_export",
-    metadata,
-    Column("project", String(20), primary_key=True),
-    Column("operation", String(64), primary_key=True),
-    Column("run", Text, nullable=False),
-    Column("lease_owner", String(64)),
-    Column("lease_epoch", Integer, nullable=False),
-    Column("lease_until", Float),
-    Column("create_time", Float, nullable=False),
-)
+
+
+def _queue(name: str) -> Table:
+    """Operations that go on, each done by whoever has its lease."""
+    return Table(
+        name,
+        metadata,
+        Column("project", String(20), primary_key=True),
+        Column("operation", String(64), primary_key=True),
+        Column("run", Text, nullable=False),
+        Column("lease_owner", String(64)),
+        Column("lease_epoch", Integer, nullable=False),
+        Column("lease_until", Float),
+        Column("create_time", Float, nullable=False),
+    )
+
+
+model_export = _queue("model_export")
+dataset_evaluation = _queue("dataset_evaluation")
 batch_prediction_job = Table(
     "batch_prediction_job",
     metadata,

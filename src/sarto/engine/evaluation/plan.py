@@ -59,19 +59,23 @@ def plan_metrics(
     *,
     row_fields: frozenset[str] = ROW_FIELDS,
     path: str = "evaluation_config",
+    are_instances: bool = False,
 ) -> list[PlannedMetric]:
-    """What to run. Raises InvalidArgument with every fault at once; `row_fields` are the fields every row has."""
+    """What to run. Raises InvalidArgument with every fault at once; `row_fields` are the fields every row has. A
+    template for instances may be without an answer: it is filled with whatever they bring."""
     if not metrics:
         raise InvalidArgument.field(f"{path}.metrics", "At least one metric is required.")
     faults: list[FieldViolation] = []
     for index, metric in enumerate(metrics):
-        faults += metric_faults(metric, f"{path}.metrics[{index}]", row_fields)
+        faults += metric_faults(metric, f"{path}.metrics[{index}]".lstrip("."), row_fields, not are_instances)
     if faults:
         raise InvalidArgument.of(faults)
     planned = [_plan(metric, autorater or AutoraterConfig()) for metric in metrics]
     for index, item in enumerate(planned):
         if item.needs_reference and "reference" not in row_fields:
-            faults.append(FieldViolation(f"{path}.metrics[{index}]", "Some rows have no reference to compare with."))
+            faults.append(
+                FieldViolation(f"{path}.metrics[{index}]".lstrip("."), "Some rows have no reference to compare with.")
+            )
     if faults:
         raise InvalidArgument.of(faults)
     return _with_unique_keys(planned)

@@ -188,7 +188,7 @@ def _score(name: str, row: EvaluationRow, answer: Answer) -> float | None:
         return None
     try:
         return METRICS[name](answer.text, row.reference)
-    except InvalidArgument:
+    except Exception:  # what the metric does not take, or a library cannot; it must not cost the report
         return None
 
 

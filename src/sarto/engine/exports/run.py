@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -24,9 +22,10 @@ from sarto.engine.exports.merge import INDEX, merged_tensors, weight_files
 from sarto.engine.exports.read_back import GGUF_FILE, held_out
 from sarto.engine.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from sarto.engine.ops.choose import native_dtype
+from sarto.engine.program import end_with_parent, tell, write_whole
 from sarto.engine.serving.certificate import Divergence, reply_logits
 from sarto.errors import FailedPrecondition, InvalidArgument, SartoError
-from sarto.schema.runs import ExportProgress, ExportResult, ExportSpec, ParityCertificate
+from sarto.schema.runs import ExportResult, ExportSpec, ParityCertificate
 
 KL_TOLERANCES = {"adapter": 1e-2, "merged-safetensors": 2e-2, "gguf-f16": 1e-2, "gguf-q8-0": 5e-2}
 """Mean divergence from the served model in nats a token, above which an export is refused."""
@@ -36,14 +35,14 @@ MODEL_FILES = ("config.json", "generation_config.json")
 
 def main(arguments: list[str]) -> int:
     spec = ExportSpec.model_validate_json(Path(arguments[0]).read_bytes())
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     torch.set_num_threads(spec.threads)
     try:
         result = export(spec, Path(arguments[0]))
     except SartoError as error:
         result = ExportResult(error=error.to_status())
-    _write_whole(Path(spec.folder) / "result.json", result.model_dump_json(indent=1))
+    write_whole(Path(spec.folder) / "result.json", result.model_dump_json(indent=1))
     return 0
 
 
@@ -52,9 +51,9 @@ def export(spec: ExportSpec, spec_file: Path) -> ExportResult:
     files = Path(spec.folder) / "files"
     shutil.rmtree(files, ignore_errors=True)
     files.mkdir()
-    _say(spec, 10, "Writing the files.")
+    tell(Path(spec.folder), 10, "Writing the files.")
     write_files(spec, files)
-    _say(spec, 60, "Reading the files back in a process of their own.")
+    tell(Path(spec.folder), 60, "Reading the files back in a process of their own.")
     compared = compare(spec, spec_file)
     if not compared.passed:
         raise FailedPrecondition(
@@ -63,7 +62,7 @@ def export(spec: ExportSpec, spec_file: Path) -> ExportResult:
             f"logits differ by up to {compared.max_logit_difference:.3g}). Nothing was written to the bucket."
         )
     (files / "README.md").write_text(model_card(spec, compared), encoding="utf-8")
-    _say(spec, 90, "Copying the files into the bucket.")
+    tell(Path(spec.folder), 90, "Copying the files into the bucket.")
     return ExportResult(files=sorted(path.name for path in files.iterdir()), comparison=compared)
 
 
@@ -126,24 +125,6 @@ def _tokenizer_config(base: Path) -> dict[str, object]:
         if number in texts:
             found[f"{name}_token"] = texts[number]
     return found
-
-
-def _say(spec: ExportSpec, percent: int, message: str) -> None:
-    said = ExportProgress(percent=percent, message=message)
-    _write_whole(Path(spec.folder) / "progress.json", said.model_dump_json())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _watch_parent() -> None:
-    """Standard input is a pipe that only the parent holds open."""
-    while os.read(0, 1):
-        pass
-    os._exit(143)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""One evaluation outside a tuning job, from a folder with `spec.json` to `out/` and, written last, `result.json`.
+
+`python -m sarto.engine.evaluating FOLDER/spec.json`. Whoever answers or judges is asked through the folder
+(`outside.py`), so no weights are loaded here. Knows no HTTP, users or database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from sarto.engine.evaluation.answers import Answer
+from sarto.engine.evaluation.asking import answer_rows
+from sarto.engine.evaluation.evaluate import evaluate_dataset
+from sarto.engine.evaluation.export import write_report
+from sarto.engine.evaluation.report import System, build_report
+from sarto.engine.evaluation.rows import EvaluationRow, default_generation_config, read_evaluation_row, read_rows
+from sarto.engine.outside import Outside
+from sarto.engine.program import end_with_parent, tell, write_whole
+from sarto.errors import FailedPrecondition, SartoError, fault_of
+from sarto.schema.evaluation import PLACEHOLDER as FIELD
+from sarto.schema.evaluation import (
+    EvaluateDatasetRun,
+    EvaluationConfig,
+    Metric,
+    baseline_fields,
+    judge_names,
+    metric_template,
+    response_fields,
+)
+from sarto.schema.examples import RowFault, read_row
+from sarto.schema.runs import EvaluationResult, EvaluationSpec
+
+logger = logging.getLogger(__name__)
+CONCURRENCY = 32
+RESPONSES, BASELINE = "responses", "baseline"
+"""What the report calls answers that stand in the rows."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Rows that could be read, with the answers of each system by name."""
+
+    rows: list[EvaluationRow]
+    faults: list[RowFault]
+    systems: dict[str, list[Answer]]
+
+
+def main(arguments: list[str]) -> int:
+    spec = EvaluationSpec.model_validate_json(Path(arguments[0]).read_bytes())
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    try:
+        result = asyncio.run(evaluate(spec))
+    except Exception as error:  # whatever it is, the operation has it as its error
+        if not isinstance(error, SartoError):
+            logger.exception("evaluation failed")
+        result = EvaluationResult(error=fault_of(error).to_status())
+    write_whole(Path(spec.folder) / "result.json", result.model_dump_json(indent=1))
+    return 0
+
+
+async def evaluate(spec: EvaluationSpec) -> EvaluationResult:
+    """Answers, metrics, report. Raises SartoError where nothing can be said of any row."""
+    folder, config = Path(spec.folder), EvaluationConfig.read(spec.config)
+    outside = Outside(folder)
+    answered = await _ask(spec, config, outside) if spec.models else read_answered(spec, config.metrics)
+    if not answered.rows:
+        first = f"; the first fault: {answered.faults[0]}" if answered.faults else ""
+        raise FailedPrecondition(f"{spec.dataset_uri} has no row that can be evaluated{first}")
+    tell(folder, 70, "Scoring the answers.")
+    runs = {}
+    for name, metrics in _scored(spec, config.metrics, answered):
+        run = await _score(spec, config.model_copy(update={"metrics": metrics}), answered, name, outside)
+        runs[name] = run.to_json()
+    tell(folder, 90, "Writing the report.")
+    notes = (
+        [f"{len(answered.faults)} rows could not be read; the first: {answered.faults[0]}"] if answered.faults else []
+    )
+    systems = [System(name or RESPONSES, found) for name, found in answered.systems.items()]
+    report = build_report(answered.rows, systems, title=spec.title, dataset=spec.dataset_uri, notes=notes)
+    write_report(folder / "out" / "report", report, answered.rows, systems)
+    return EvaluationResult(rows=len(answered.rows), left_out=len(answered.faults), runs=runs, has_report=True)
+
+
+async def _ask(spec: EvaluationSpec, config: EvaluationConfig, outside: Outside) -> Answered:
+    rows, faults = read_rows(Path(spec.rows), limit=spec.max_rows)
+    default = default_generation_config(rows)
+    given = config.inference_generation_config
+    if given is not None:
+        most = given.max_output_tokens or default.max_output_tokens
+        default = given.model_copy(update={"max_output_tokens": most})
+    systems: dict[str, list[Answer]] = {}
+    for number, name in enumerate(spec.models):
+        tell(Path(spec.folder), 70 * number // len(spec.models), f"Asking {name}: {len(rows)} rows.")
+        systems[name] = await answer_rows(rows, outside.asking(name), config=default, concurrency=CONCURRENCY)
+    failed = [found for found in systems.values() if found and all(answer.error for answer in found)]
+    if failed and len(failed) == len(systems):
+        raise FailedPrecondition(
+            f"No model answered any row; the first failure: {(failed[0][0].error or {})['message']}"
+        )
+    return Answered(rows, faults, systems)
+
+
+def read_answered(spec: EvaluationSpec, metrics: Sequence[Metric]) -> Answered:
+    """Rows that hold the answers to score, and perhaps those of another system to compare with, under the names that
+    the metrics' templates know."""
+    ours = sorted(frozenset().union(*(response_fields(metric) for metric in metrics)))
+    theirs = sorted(frozenset().union(*(baseline_fields(metric) for metric in metrics)))
+    rows: list[EvaluationRow] = []
+    faults: list[RowFault] = []
+    answers: list[Answer] = []
+    baseline: list[Answer] = []
+    with Path(spec.rows).open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            if len(rows) >= spec.max_rows:
+                break
+            if not raw.strip():
+                continue
+            try:
+                given = read_row(raw, number)
+                found = [given.pop(name) for name in ours if given.get(name) is not None]
+                other = [given.pop(name) for name in theirs if given.get(name) is not None]
+                if not found:
+                    raise RowFault(ours[0], "nothing", "the answer to score", "add it, or name the models to ask")
+                row = read_evaluation_row(orjson.dumps(given), number)
+            except RowFault as fault:
+                fault.line = number
+                faults.append(fault)
+                continue
+            rows.append(row)
+            answers.append(Answer(number, _text(found[0])))
+            baseline += [Answer(number, _text(other[0]))] if other else []
+    systems = {BASELINE: baseline, "": answers} if rows and len(baseline) == len(rows) else {"": answers}
+    return Answered(rows, faults, systems)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _scored(spec: EvaluationSpec, metrics: list[Metric], answered: Answered) -> list[tuple[str, list[Metric]]]:
+    """Each system to score with its metrics: where several models answer, the first is what the others are compared
+    with, and has no comparisons itself."""
+    if not spec.models:
+        return [("", metrics)]
+    alone = [metric for metric in metrics if not baseline_fields(metric) & set(FIELD.findall(metric_template(metric)))]
+    chosen = [(name, metrics if number else alone) for number, name in enumerate(answered.systems)]
+    return [(name, found) for name, found in chosen if found]
+
+
+async def _score(
+    spec: EvaluationSpec, config: EvaluationConfig, answered: Answered, name: str, outside: Outside
+) -> EvaluateDatasetRun:
+    first = next(iter(answered.systems))
+    part = f"model-{spec.models.index(name) + 1}" if len(spec.models) > 1 else ""
+    return await evaluate_dataset(
+        config,
+        answered.rows,
+        answered.systems[name],
+        folder=Path(spec.folder) / "out" / part,
+        baseline=answered.systems[first] if first != name else None,
+        judges={judge: outside.asking(judge) for judge in {"", *(judge for _, judge in judge_names(config, ""))}},
+        dataset_uri=spec.dataset_uri,
+        output_uri=f"{spec.output_uri}/{part}".rstrip("/"),
+        concurrency=CONCURRENCY,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
