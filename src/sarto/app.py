@@ -49,7 +49,7 @@ from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
 from sarto.serving.worker_client import WorkerGenerator
 from sarto.settings import Settings
-from sarto.storage import migrations
+from sarto.storage import data_folder, migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.key_material import KeyMaterial, read_master
@@ -60,6 +60,8 @@ from sarto.storage.uploads import Uploads
 logger = logging.getLogger(__name__)
 
 HANDLER_THREADS = 16
+START_LOCK = 7412
+"""Number of the advisory lock under which servers that share a PostgreSQL database start, one by one."""
 TEND_KEYS_SECONDS = 5.0
 OnStarted = Callable[[Path], None]
 OnFailed = Callable[[Exception], None]
@@ -112,20 +114,26 @@ def build(settings: Settings, address: str = "", on_started: OnStarted = _quiet,
 @asynccontextmanager
 async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Services, Path]]:
     """Everything a running service consists of, and the administrator's key file."""
-    home = settings.home
+    home, data = settings.home, (settings.data_folder or settings.home).expanduser().absolute()
+    if settings.data_folder and not settings.database_url:
+        raise FailedPrecondition("data_folder is for servers that share a PostgreSQL database; set database_url too.")
     _make_folders(home)
     async with AsyncExitStack() as stack:
         database = Database.in_home(home, settings.database_url)
         stack.callback(database.close)
-        migrations.upgrade(database)
-        key_file = service_accounts.open_home(database, home, settings.project, address)
-        buckets = Buckets(database, home)
-        buckets.sweep()
-        Uploads(buckets).sweep(time.time())
-        install_samples(buckets)
+        with database.alone(START_LOCK):  # of several servers one makes what all need
+            migrations.upgrade(database)
+            data_folder.claim(database, data)
+            _make_folders(data)
+            key_file = service_accounts.open_home(database, home, settings.project, address)
+            authenticator = Authenticator(database, address, settings.token_seconds, _providers(settings))
+            buckets = Buckets(database, data)
+            buckets.sweep()
+            Uploads(buckets).sweep(time.time())
+            install_samples(buckets)
         catalog = Catalog.load(home, settings.models_folder)
         control = Control(
-            database, buckets, catalog, home, _limits(settings), _judges(settings, catalog), settings.default_judge
+            database, buckets, catalog, data, _limits(settings), _judges(settings, catalog), settings.default_judge
         )
         environment = clean_environment(os.environ)
         generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
@@ -133,7 +141,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         await asyncio.to_thread(_check_confinement, settings.run_without_network == "always", environment)
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
-        keys = _key_service(settings, database)
+        keys = _key_service(settings, data, database)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
         await _tend_keys(stack, keys)
         audit_log = AuditLog(database, settings.audit_data_access)
@@ -144,7 +152,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             buckets=buckets,
             catalog=catalog,
             control=control,
-            authenticator=Authenticator(database, address, settings.token_seconds, _providers(settings)),
+            authenticator=authenticator,
             generator=generator,
             keys=keys,
             threads=threads,
@@ -252,10 +260,10 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     stack.push_async_callback(stop_batches)
 
 
-def _key_service(settings: Settings, database: Database) -> KeyService:
+def _key_service(settings: Settings, data: Path, database: Database) -> KeyService:
     """Raises FailedPrecondition when the master key cannot be read."""
-    master = read_master(settings.home, settings.master_key.get_secret_value(), settings.master_key_file)
-    material = KeyMaterial(settings.home / "keys", master)
+    master = read_master(data, settings.master_key.get_secret_value(), settings.master_key_file)
+    material = KeyMaterial(data / "keys", master)
     return KeyService(database, material, settings.external_keys, settings.vault_token.get_secret_value())
 
 

@@ -77,6 +77,8 @@ class Settings(BaseModel):
     """Folder that holds database, buckets, credentials, base weights and runs."""
     host: str = "127.0.0.1"
     """Address to listen on."""
+    data_folder: Path | None = None
+    """Objects, runs, adapters and keys, for servers that share a PostgreSQL database; default: the home."""
     models_folder: Path | None = None
     """Where base weights are kept, shared between homes; default: a folder in the user's cache directory."""
     port: int = 8080

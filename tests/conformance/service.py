@@ -94,6 +94,12 @@ class Service:
         self._child.send_signal(signal.SIGINT)
         return self._child.wait(20)
 
+    def kill(self) -> None:
+        """As the kernel does: nobody is told."""
+        assert self._child is not None
+        self._child.kill()
+        self._child.wait(20)
+
     @property
     def pid(self) -> int:
         assert self._child is not None

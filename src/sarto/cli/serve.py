@@ -85,8 +85,12 @@ def _run(settings: Settings, listener: socket.socket, address: str, lines: str, 
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
-    uvicorn.Server(config).run(sockets=[listener])
-    if failures:
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit:
+        if not failures:
+            raise
+    if failures:  # which uvicorn itself would end without a word
         raise failures[0]
 
 

@@ -47,14 +47,22 @@ def artifact_uri(control: Control, row: AnyRow) -> str:
     project = projects.find(control.database, row.project)
     assert project is not None
     bucket = f"sarto-{project.id}-models"
-    try:
-        control.buckets.bucket(bucket, row.project)
-    except NotFound:
+    if not _has_bucket(control, bucket, row.project):
         try:
             control.buckets.create_bucket(row.project, bucket)
         except AlreadyExists:
-            raise FailedPrecondition(f"The bucket gs://{bucket} for tuned models belongs to another project.") from None
+            if not _has_bucket(control, bucket, row.project):  # another job of the project may have made it just now
+                words = f"The bucket gs://{bucket} for tuned models belongs to another project."
+                raise FailedPrecondition(words) from None
     return f"gs://{bucket}/tuningJobs/{row.id}/checkpoints/"
+
+
+def _has_bucket(control: Control, bucket: str, project: str) -> bool:
+    try:
+        control.buckets.bucket(bucket, project)
+    except NotFound:
+        return False
+    return True
 
 
 def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:

@@ -64,6 +64,21 @@ class Database:
         with self.engine.connect() as connection:
             yield connection
 
+    @contextmanager
+    def alone(self, lock: int) -> Iterator[None]:
+        """Hold a lock of this number against every other process on a PostgreSQL database; SQLite has one process."""
+        if self.is_sqlite:
+            yield
+            return
+        with self.engine.connect() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(lock)))
+            connection.commit()
+            try:
+                yield
+            finally:
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
+                connection.commit()
+
     @property
     def writer(self) -> GroupWriter | None:
         """Where there is one, calls that write take turns on it; None where they need not."""
