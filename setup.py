@@ -9,7 +9,11 @@ import sys
 
 from setuptools import Extension, setup
 
-SOURCES = ["src/sarto/engine/ops/kernels.cpp", "src/sarto/engine/serving/rows.cpp"]
+SOURCES = [
+    "src/sarto/engine/ops/kernels.cpp",
+    "src/sarto/engine/serving/rows.cpp",
+    "src/sarto/engine/serving/panels.cpp",
+]
 HEADERS = ["src/sarto/engine/ops/numbers.h"]
 # No OpenMP library is linked on purpose: the symbols are found in the one torch has loaded.
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]

@@ -15,6 +15,7 @@ from sarto.engine.families.load import load_base
 from sarto.engine.serving.adapters import AdapterKey, ResidentAdapters
 from sarto.engine.serving.cache import PREFIX_TOKENS, CacheShape, Lane, PrefixCache, width_for
 from sarto.engine.serving.memory import available_bytes
+from sarto.engine.serving.products import Products
 from sarto.engine.serving.rows import compiled_rows
 from sarto.engine.serving.sampling import Sampler, Sampling, sample
 from sarto.engine.serving.text import TextStream
@@ -128,7 +129,8 @@ def test_prefixes_are_found_by_tokens_and_adapter_and_dropped_by_least_use() -> 
 
 
 def test_adapters_are_kept_by_use_and_never_evicted_while_they_work(base: BaseWeights, tmp_path: Path) -> None:
-    adapters = ResidentAdapters(load_base(base, torch.float32), limit=2)
+    decoder = load_base(base, torch.float32)
+    adapters = ResidentAdapters(decoder, Products(decoder), limit=2)
     one, two, three = (make_adapter(base, tmp_path / str(n), rank=4, seed=n) for n in (1, 2, 3))
     assert adapters.acquire(one, None) is not None
     assert adapters.acquire(two, adapters.read(two)) is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sarto.engine.families.decoder import GROUPS, Decoder, Group
 from sarto.engine.lora import AdapterFile, read_adapter
-from sarto.engine.serving.products import Adapter, AdapterPool, Choice, GroupShape
+from sarto.engine.serving.products import Adapter, AdapterPool, Choice, ServingProducts, group_shapes
 from sarto.errors import InvalidArgument
 
 RANK_CLASSES = (8, 16, 32, 64, 128, 256)
@@ -43,9 +43,8 @@ class Residency:
 class ResidentAdapters:
     """At most `limit` adapters of one base at a time."""
 
-    def __init__(self, decoder: Decoder, limit: int) -> None:
-        self._decoder, self._limit = decoder, limit
-        self._shapes = {group: GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS}
+    def __init__(self, decoder: Decoder, products: ServingProducts, limit: int) -> None:
+        self._decoder, self._products, self._limit = decoder, products, limit
         self._pools: dict[int, AdapterPool] = {}
         self._free: dict[int, list[int]] = {}
         self._resident: OrderedDict[str, tuple[AdapterPool, int]] = OrderedDict()
@@ -64,7 +63,7 @@ class ResidentAdapters:
 
     def read(self, key: AdapterKey) -> Adapter:
         """The adapter's terms, not yet resident. Raises InvalidArgument where it does not fit the base."""
-        return adapter_terms(read_adapter(Path(key.folder)), self._decoder, self._shapes)
+        return adapter_terms(read_adapter(Path(key.folder)), self._decoder, self._products)
 
     def acquire(self, key: AdapterKey, staged: Adapter | None) -> Choice:
         """Pin an adapter, loading it (from `staged` if at hand) when it is not resident; None when all are in use."""
@@ -102,7 +101,8 @@ class ResidentAdapters:
         rank = adapter.rank
         if rank not in self._pools:
             slots = min(FIRST_SLOTS, self._limit)
-            self._pools[rank] = AdapterPool(self._decoder, rank, slots)
+            layouts, layers = self._products.layouts(rank), self._decoder.config.layers
+            self._pools[rank] = AdapterPool(layouts, self._decoder.embedding, layers, rank, slots)
             self._free[rank] = list(range(slots))
         pool, free = self._pools[rank], self._free[rank]
         if not free:
@@ -114,12 +114,12 @@ class ResidentAdapters:
         return pool, slot
 
 
-def adapter_terms(file: AdapterFile, decoder: Decoder, shapes: dict[Group, GroupShape]) -> Adapter:
+def adapter_terms(file: AdapterFile, decoder: Decoder, products: ServingProducts) -> Adapter:
     """PEFT's matrices as one padded pair per layer and group; projections without an adapter get zeros."""
     rank = next((size for size in RANK_CLASSES if size >= file.shape.rank), None)
     if rank is None:
         raise InvalidArgument(f"adapter rank {file.shape.rank} is above {RANK_CLASSES[-1]}, the largest that is served")
-    left = dict(file.tensors)
+    left, shapes = dict(file.tensors), group_shapes(decoder)
     terms: list[dict[Group, tuple[Tensor, Tensor]]] = []
     for layer in range(decoder.config.layers):
         row: dict[Group, tuple[Tensor, Tensor]] = {}
@@ -139,7 +139,8 @@ def adapter_terms(file: AdapterFile, decoder: Decoder, shapes: dict[Group, Group
                 a[:, part, : len(low)] = low.t()
                 scaled = (high * file.shape.scale).t()  # (R, outputs)
                 b[blocks, : len(low)] = scaled.unflatten(1, (len(blocks), -1)).transpose(0, 1)
-            row[group] = (a.flatten(1).to(decoder.embedding), b.flatten(0, 1).to(decoder.embedding))
+            like = decoder.embedding
+            row[group] = products.arranged(group, a.flatten(1).to(like), b.flatten(0, 1).to(like))
         terms.append(row)
     if left:
         raise InvalidArgument(f"the adapter holds tensors the base has no place for: {', '.join(sorted(left)[:5])}")

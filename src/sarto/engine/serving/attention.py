@@ -6,13 +6,14 @@ Query heads that share a key head are stacked, so grouped heads cost two batched
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sarto.engine.families.decoder import DecoderConfig
 from sarto.engine.serving.cache import Lane
+from sarto.engine.serving.panels import attend_rows, decoding_attention
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Chunk:
 class _LanePart:
     lane: Lane
     first: int
-    places: Tensor
-    masks: dict[int | None, Tensor]
+    positions: Tensor
+    places: Tensor | None = None
+    """Where new keys and values go, and `masks`: unless compiled."""
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,20 @@ class StepAttention:
         chunks: Sequence[Chunk],
     ) -> None:
         self._config, self._dtype = config, dtype
+        self._compiled = decoding_attention(config, dtype)
         windows = set(config.windows)
         first = 0
         self._lanes: list[_LanePart] = []
         for lane, positions in lanes:
+            if self._compiled is not None:
+                self._lanes.append(_LanePart(lane, first, positions))
+                first += len(positions)
+                continue
             places = lane.places(torch.arange(len(positions), device=positions.device), positions)
             masks = {
                 w: self._mask(positions, lane.width, w).repeat_interleave(config.kv_heads, 0)[:, None] for w in windows
             }
-            self._lanes.append(_LanePart(lane, first, places, masks))
+            self._lanes.append(_LanePart(lane, first, positions, places, masks))
             first += len(positions)
         self._chunks: list[_ChunkPart] = []
         for chunk in chunks:
@@ -75,7 +83,7 @@ class StepAttention:
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         window = self._config.windows[layer]
-        parts = [self._decode(layer, qkv, part, part.masks[window]) for part in self._lanes]
+        parts = [self._decode(layer, qkv, part) for part in self._lanes]
         parts += [self._prefill(layer, qkv, part, part.masks[window]) for part in self._chunks]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -87,11 +95,17 @@ class StepAttention:
             hidden |= keys <= positions[:, None] - window
         return torch.zeros(hidden.shape, dtype=self._dtype, device=positions.device).masked_fill_(hidden, -torch.inf)
 
-    def _decode(self, layer: int, qkv: Tensor, part: _LanePart, mask: Tensor) -> Tensor:
+    def _decode(self, layer: int, qkv: Tensor, part: _LanePart) -> Tensor:
         heads, kv_heads, size = self._config.heads, self._config.kv_heads, self._config.head_dim
-        flat, keys, values = part.lane.views()[layer]
         count = part.lane.count
         rows = qkv[part.first : part.first + count]
+        if self._compiled is not None:
+            out = qkv.new_empty(count, heads * size)
+            attend_rows(self._compiled, self._config, layer, part.lane, part.positions, rows, out)
+            return out
+        assert part.places is not None
+        flat, keys, values = part.lane.views()[layer]
+        mask = part.masks[self._config.windows[layer]]
         flat.index_copy_(0, part.places, rows[:, heads * size :].reshape(-1, size))
         q = rows[:, : heads * size].reshape(count * kv_heads, heads // kv_heads, size)
         weights = torch.softmax(torch.bmm(q, keys).add_(mask), -1)  # (n HK, H / HK, width)

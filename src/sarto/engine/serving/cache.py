@@ -102,6 +102,11 @@ class Lane:
             self._views = (n, rows)
         return self._views[1]
 
+    def pointers(self, layer: int) -> tuple[int, int]:
+        """Where a layer's keys and its values lie, each (slots, HK, width, hd)."""
+        step, start = self.block.stride(1) * self.shape.dtype.itemsize, self.block.data_ptr()
+        return start + 2 * layer * step, start + (2 * layer + 1) * step
+
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
         """Rows of the flat view for k, then v, of each (slot, position): (N · 2 · HK,), in the order qkv has them."""
         heads, total = self.shape.kv_heads, self.block.shape[2]

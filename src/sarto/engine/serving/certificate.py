@@ -23,9 +23,9 @@ from sarto.errors import FailedPrecondition
 from sarto.schema.examples import Example, RowFault
 from sarto.schema.runs import BaseWeights, ParityCertificate
 
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
-"""Largest difference of two logits that is still rounding, as a share of the largest logit. Single logits of bfloat16
-stray far in a wild model; the divergence below is the sharper test."""
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+"""Largest difference of two logits that is still rounding, as a share of the largest logit. In a wild model single
+logits of bfloat16 stray up to 0.13 from float32's, in training and serving alike; the divergence is the sharper test."""
 KL_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """The same for the mean divergence of the two distributions, in nats a token."""
 CHUNK_TOKENS = 128

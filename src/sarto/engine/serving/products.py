@@ -1,20 +1,22 @@
-"""Products with the frozen weights, packed once for this processor where that pays, and the low-rank terms of adapters.
+"""Products with the frozen weights and the low-rank terms of adapters: the seam, and what computes it in torch.
 
-`Products` multiplies by base weights; `AdapterPool` holds every resident adapter of one base, so that each row of a
-batch picks its own by index; `RowAdapters` is one step's choice, handed to the decoder.
+`ServingProducts` is the seam (panels.py has the faster twin); `AdapterPool` holds all resident adapters of one rank
+class, so that each row of a batch picks its own by index; `RowAdapters` is one step's choice, handed to the decoder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sarto.engine.families.decoder import GROUPS, Decoder, Group, Projection
+from sarto.engine.families.decoder import GROUPS, Adapters, Decoder, Group, Projection
 from sarto.engine.serving.rows import compiled_rows
 
 _pack = torch.ops.mkldnn._reorder_linear_weight
@@ -32,13 +34,39 @@ Product = Callable[[Tensor, Tensor | None], Tensor]
 training does: added to a rounded product, they make an adapter's answers many times less exact."""
 
 
+class ServingProducts(Protocol):
+    """x → x W^T + bias + terms for every matrix of a decoder, whose plain weights it takes away once it has its own."""
+
+    def layouts(self, rank: int) -> dict[Group, Layout]:
+        """How adapters of a rank class lie in a pool."""
+        ...
+
+    def arranged(self, group: Group, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """A (inputs, projections · R) and B (blocks · R, width), the scale in B, in the layout of a pool."""
+        ...
+
+    def adapters(
+        self, rows: Sequence[Choice], chunks: Sequence[tuple[int, Choice]], wanted: Sequence[Choice]
+    ) -> Adapters:
+        """For a step over rows of one token, then chunks of (length, choice); `wanted` go past the last attention."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) → (R, V) float32."""
+        ...
+
+
 class Products:
-    """x → x W^T + bias + terms for every matrix of a decoder; takes its plain weights away once they are packed."""
+    """The seam in torch, with weights packed for this processor where that pays."""
 
     def __init__(self, decoder: Decoder) -> None:
         is_packed = decoder.device.type == "cpu" and torch.backends.mkldnn.is_available()
         make = _packed if is_packed else _plain
+        self.shapes = group_shapes(decoder)
+        self.parts = {g: torch.tensor(shape.parts, device=decoder.device) for g, shape in self.shapes.items()}
+        self.last_layer = decoder.config.layers - 1
         self._head = make(decoder.head, None)
+        self._plan = lru_cache(maxsize=8)(self._planned)
         self._layers: list[dict[Group, Product]] = []
         for index in range(decoder.config.layers):
             layer = decoder.layer(index)
@@ -50,12 +78,35 @@ class Products:
                     projection.weight = projection.weight.new_empty(0, projection.inputs)
             self._layers.append(row)
 
+    def layouts(self, rank: int) -> dict[Group, Layout]:
+        return {
+            group: ((s.inputs, s.projections * rank), (len(s.parts) * rank, s.width))
+            for group, s in self.shapes.items()
+        }
+
+    def arranged(self, group: Group, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a, b
+
+    def adapters(
+        self, rows: Sequence[Choice], chunks: Sequence[tuple[int, Choice]], wanted: Sequence[Choice]
+    ) -> Adapters:
+        parts, first = [], len(rows)
+        for length, choice in chunks:
+            if choice is not None:
+                parts.append((first, length, *choice))
+            first += length
+        return RowAdapters(self, self._plan(tuple(rows)), tuple(parts), self._plan(tuple(wanted)))
+
     def project(self, layer: int, group: Group, x: Tensor, terms: Tensor | None) -> Tensor:
         return self._layers[layer][group](x, terms)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) → (R, V) float32."""
         return self._head(hidden, None).float()
+
+    def _planned(self, choices: tuple[Choice, ...]) -> tuple[Bags, ...]:
+        """How rows of single tokens reach their adapters, one entry for each pool in use."""
+        pools = {choice[0] for choice in choices if choice is not None}
+        return tuple(_bags(pool, self, choices) for pool in sorted(pools, key=lambda pool: pool.rank))
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Product:
@@ -100,38 +151,43 @@ class GroupShape:
         parts = tuple(part for part, cut in enumerate(projection.cuts) for _ in range(cut // width))
         return cls(projection.inputs, width, parts)
 
+    @property
+    def projections(self) -> int:
+        return max(self.parts) + 1
+
+
+def group_shapes(decoder: Decoder) -> dict[Group, GroupShape]:
+    return {group: GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS}
+
 
 def bytes_of_adapter(decoder: Decoder, rank: int) -> int:
     """Memory of one resident adapter on all projections."""
-    shapes = [GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS]
-    numbers = sum((s.inputs * (max(s.parts) + 1) + len(s.parts) * s.width) * rank for s in shapes)
+    shapes = group_shapes(decoder).values()
+    numbers = sum((s.inputs * s.projections + len(s.parts) * s.width) * rank for s in shapes)
     return numbers * decoder.config.layers * decoder.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank terms of one adapter, per layer and group, padded to its rank class and ready to be copied into a pool:
-    A (inputs, projections · R) and B (blocks · R, width), the scale in B."""
+    """A and B of one adapter, per layer and group, padded to its rank class and arranged to be copied into a pool."""
 
     rank: int
     terms: list[dict[Group, tuple[Tensor, Tensor]]]
 
 
-class AdapterPool:
-    """Slots for adapters of one rank class; all their A of a group lie in one matrix, all their B in another."""
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shapes of one adapter's A and B in a pool."""
 
-    def __init__(self, decoder: Decoder, rank: int, slots: int) -> None:
+
+class AdapterPool:
+    """Slots for adapters of one rank class; all their A of a group lie in one tensor, all their B in another."""
+
+    def __init__(self, layouts: dict[Group, Layout], like: Tensor, layers: int, rank: int, slots: int) -> None:
         self.rank, self.slots = rank, slots
-        self.shapes = {group: GroupShape.of(decoder.layer(0).projection(group)) for group in GROUPS}
-        self.parts = {g: torch.tensor(shape.parts, device=decoder.device) for g, shape in self.shapes.items()}
-        like = decoder.embedding
-        self._terms: list[dict[Group, tuple[Tensor, Tensor]]] = []
-        for _ in range(decoder.config.layers):
-            row: dict[Group, tuple[Tensor, Tensor]] = {}
-            for group, shape in self.shapes.items():
-                a = like.new_zeros(slots, shape.inputs, (max(shape.parts) + 1) * rank)
-                row[group] = (a, like.new_zeros(slots, len(shape.parts) * rank, shape.width))
-            self._terms.append(row)
+        self._terms: list[dict[Group, tuple[Tensor, Tensor]]] = [
+            {group: (like.new_zeros(slots, *a), like.new_zeros(slots, *b)) for group, (a, b) in layouts.items()}
+            for _ in range(layers)
+        ]
 
     def put(self, slot: int, adapter: Adapter) -> None:
         for pool, terms in zip(self._terms, adapter.terms, strict=True):
@@ -172,21 +228,15 @@ class Bags:
     """Empty where the compiled twin is there, which goes by `slots`."""
 
 
-def plan_rows(choices: tuple[Choice, ...]) -> tuple[Bags, ...]:
-    """How rows of single tokens reach their adapters, one entry for each pool in use."""
-    pools = {choice[0] for choice in choices if choice is not None}
-    return tuple(_bags(pool, choices) for pool in sorted(pools, key=lambda pool: pool.rank))
-
-
-def _bags(pool: AdapterPool, choices: tuple[Choice, ...]) -> Bags:
-    device = pool.parts["o"].device
+def _bags(pool: AdapterPool, products: Products, choices: tuple[Choice, ...]) -> Bags:
+    device = products.parts["o"].device
     found = [choice[1] if choice is not None and choice[0] is pool else -1 for choice in choices]
     all_slots = torch.tensor(found, dtype=torch.int32, device=device)
     if device.type == "cpu" and compiled_rows() is not None:
         return Bags(pool, all_slots, None, {})
     mine = torch.nonzero(all_slots >= 0)[:, 0]
     slots, lists = all_slots[mine].long(), {}
-    for group, shape in pool.shapes.items():
+    for group, shape in products.shapes.items():
         blocks = slots[:, None] * len(shape.parts) + torch.arange(len(shape.parts), device=device)
         lists[group] = (*_ranges(slots, shape.inputs), *_ranges(blocks.flatten(), pool.rank))
     return Bags(pool, all_slots, None if len(mine) == len(choices) else mine, lists)
@@ -204,49 +254,46 @@ class RowAdapters:
     `wanted` for the rows that go past the last attention."""
 
     products: Products
-    last_layer: int
     rows: tuple[Bags, ...]
     chunks: tuple[tuple[int, int, AdapterPool, int], ...]
     wanted: tuple[Bags, ...]
 
     def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor:
-        is_last = layer == self.last_layer and group != "qkv"
+        is_last = layer == self.products.last_layer and group != "qkv"
         rows, chunks = (self.wanted, ()) if is_last else (self.rows, self.chunks)
         if not rows and not chunks:
             return self.products.project(layer, group, x, None)
         terms = x.new_zeros(len(x), sum(projection.cuts))
-        _add_rows(rows, layer, group, x, terms)
+        parts = self.products.parts[group]
+        for bags in rows:
+            _add_rows(bags, parts, layer, group, x, terms)
         for first, length, pool, slot in chunks:
-            _add_chunk(pool, slot, layer, group, x[first : first + length], terms[first : first + length])
+            _add_chunk(pool, slot, parts, layer, group, x[first : first + length], terms[first : first + length])
         return self.products.project(layer, group, x, terms)
 
 
-def _add_rows(plan: tuple[Bags, ...], layer: int, group: Group, x: Tensor, y: Tensor) -> None:
+def _add_rows(bags: Bags, parts: Tensor, layer: int, group: Group, x: Tensor, y: Tensor) -> None:
     """y += B A x, row by row. A bag sums rows of a pool with given weights: gather and multiply in one kernel."""
-    for bags in plan:
-        a, b = bags.pool.matrices(layer, group)
-        parts, rank = bags.pool.parts[group], bags.pool.rank
-        compiled = compiled_rows()
-        if not bags.lists and compiled is not None:
-            compiled.lora(x, bags.slots, parts, a, b, rank, y)
-            continue
-        indices_a, offsets_a, indices_b, offsets_b = bags.lists[group]
-        count = len(offsets_a) - 1
-        mine = x[:count] if bags.rows is None else x[bags.rows]
-        h = _bag(a.flatten(0, 1), indices_a, offsets_a, False, 0, False, mine.reshape(-1), True)[0]
-        if len(parts) > 1:
-            h = h.view(count, -1, rank)[:, parts]  # (n, blocks, R)
-        z = _bag(b.flatten(0, 1), indices_b, offsets_b, False, 0, False, h.reshape(-1), True)[0].view(count, -1)
-        if bags.rows is None:
-            y[:count].add_(z)
-        else:
-            y.index_add_(0, bags.rows, z)
+    (a, b), rank, compiled = bags.pool.matrices(layer, group), bags.pool.rank, compiled_rows()
+    if not bags.lists and compiled is not None:
+        compiled.lora(x, bags.slots, parts, a, b, rank, y)
+        return
+    indices_a, offsets_a, indices_b, offsets_b = bags.lists[group]
+    count = len(offsets_a) - 1
+    mine = x[:count] if bags.rows is None else x[bags.rows]
+    h = _bag(a.flatten(0, 1), indices_a, offsets_a, False, 0, False, mine.reshape(-1), True)[0]
+    if len(parts) > 1:
+        h = h.view(count, -1, rank)[:, parts]  # (n, blocks, R)
+    z = _bag(b.flatten(0, 1), indices_b, offsets_b, False, 0, False, h.reshape(-1), True)[0].view(count, -1)
+    if bags.rows is None:
+        y[:count].add_(z)
+    else:
+        y.index_add_(0, bags.rows, z)
 
 
-def _add_chunk(pool: AdapterPool, slot: int, layer: int, group: Group, x: Tensor, y: Tensor) -> None:
+def _add_chunk(pool: AdapterPool, slot: int, parts: Tensor, layer: int, group: Group, x: Tensor, y: Tensor) -> None:
     """y += B A x for tokens that share an adapter."""
     a, b = pool.matrices(layer, group)
-    parts = pool.parts[group]
     h = torch.mm(x, a[slot]).view(len(x), -1, pool.rank)[:, parts]  # (t, blocks, R)
     z = torch.bmm(h.transpose(0, 1), b[slot].view(len(parts), pool.rank, -1))  # (blocks, t, width)
     y.view(len(x), len(parts), -1).add_(z.transpose(0, 1))

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sarto.engine.families.decoder import Adapters
 from sarto.engine.families.load import load_base
 from sarto.engine.ops.choose import choose_operations
 from sarto.engine.serving.adapters import ResidentAdapters
 from sarto.engine.serving.attention import Chunk, StepAttention
 from sarto.engine.serving.cache import CacheShape, Lane, PrefixCache, width_for
-from sarto.engine.serving.products import Choice, Products, RowAdapters, bytes_of_adapter, plan_rows
+from sarto.engine.serving.panels import choose_products
+from sarto.engine.serving.products import Choice, bytes_of_adapter
 from sarto.schema.runs import BaseWeights
 
 TYPICAL_RANK = 16
@@ -71,12 +72,11 @@ class Runner:
             if adapter_bytes is not None:
                 fitting = adapter_bytes // bytes_of_adapter(self.decoder, TYPICAL_RANK)
                 adapter_limit = max(1, min(adapter_limit, fitting))
-            self.adapters = ResidentAdapters(self.decoder, adapter_limit)
-            self.products = Products(self.decoder)
+            self.products = choose_products(self.decoder)
+            self.adapters = ResidentAdapters(self.decoder, self.products, adapter_limit)
         self.shape = CacheShape.of(self.config, dtype, device)
         self.prefixes = PrefixCache(self.shape, prefix_bytes)
         self._lanes: dict[int, tuple[Lane, list[Row]]] = {}
-        self._plan = lru_cache(maxsize=8)(plan_rows)
 
     def open(self, tokens: list[int], adapter: str) -> tuple[Lane, int]:
         """A lane of its own for a prompt, and how many of its tokens were known already."""
@@ -132,24 +132,20 @@ class Runner:
         wanted = len(rows) + sum(chunk.is_last for chunk in chunks)
         return self.products.logits(hidden)[:wanted]
 
-    def _adapters(self, rows: list[Row], chunks: Rows[PromptChunk]) -> tuple[Tensor, RowAdapters]:
+    def _adapters(self, rows: list[Row], chunks: Rows[PromptChunk]) -> tuple[Tensor, Adapters]:
         """The rows that go on to the logits (one stands in when there are none), and everyone's adapters."""
         choices = [row.choice for row in rows]
         wanted, ends = list(choices), list(range(len(rows)))
         parts, first = [], len(rows)
         for chunk in chunks:
-            if chunk.choice is not None:
-                parts.append((first, chunk.length, *chunk.choice))
+            parts.append((chunk.length, chunk.choice))
             first += chunk.length
             if chunk.is_last:
                 wanted.append(chunk.choice)
                 ends.append(first - 1)
         if not ends:
             wanted, ends = [None], [0]
-        adapters = RowAdapters(
-            self.products, self.config.layers - 1, self._plan(tuple(choices)), tuple(parts), self._plan(tuple(wanted))
-        )
-        return torch.tensor(ends, device=self.shape.device), adapters
+        return torch.tensor(ends, device=self.shape.device), self.products.adapters(choices, parts, wanted)
 
     def _widen(self) -> None:
         """Move rows whose lane is full to a wider one."""
