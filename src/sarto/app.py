@@ -136,7 +136,11 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             database, buckets, catalog, data, _limits(settings), _judges(settings, catalog), settings.default_judge
         )
         environment = clean_environment(os.environ)
-        generator = WorkerGenerator(home / "logs", threads=settings.threads, environment=environment)
+        generator = WorkerGenerator(
+            home / "logs", threads=settings.threads, dtype=settings.serving_precision,
+            queue_limit=settings.queue_limit, environment=environment,
+        )  # fmt: skip
+
         stack.push_async_callback(generator.close)
         await asyncio.to_thread(_check_confinement, settings.run_without_network == "always", environment)
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
@@ -326,4 +330,5 @@ def _limits(settings: Settings) -> Limits:
         max_job_seconds=settings.max_job_seconds,
         threads=threads,
         devices=settings.devices,
+        serve_int8=settings.serving_precision == "int8",
     )

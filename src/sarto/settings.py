@@ -91,6 +91,10 @@ class Settings(BaseModel):
     """Project that a fresh home is given."""
     threads: int = 0
     """CPU threads of a run and of the serving worker; 0 means the cores this process may use."""
+    serving_precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Weights of the serving worker; int8 is faster and costs some quality, which each job's certificate states."""
+    queue_limit: int = Field(default=256, ge=1)
+    """Requests for generation that may wait; further ones are told to come back (429)."""
     devices: int = Field(default=1, ge=1)
     """GPUs that one run works on at once; on a machine without a GPU, processes that share the run's threads."""
     warm_seconds: float = 600.0

@@ -62,6 +62,7 @@ class Limits:
     threads: int = 1
     """CPU threads of one run."""
     devices: int = 1
+    serve_int8: bool = False
 
 
 @dataclass(frozen=True)

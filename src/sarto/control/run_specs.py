@@ -66,6 +66,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         threads=control.limits.threads,
         ranks=control.limits.devices,
         device=device,
+        serve_int8=control.limits.serve_int8,
         stop_early=job.labels.get(STOP_EARLY_LABEL) == "true",
         low_memory=job.labels.get(LOW_MEMORY_LABEL) == "true",
         evaluation=evaluations.plan(control, job, plan) if validation_uri else None,

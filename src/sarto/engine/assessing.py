@@ -101,7 +101,8 @@ class Assessing:
         chosen = rows if config is not None else spread_rows(rows, STANDARD_ROWS)
         if len(chosen) < len(rows):
             self._notes.append(f"{len(chosen)} of {len(rows)} validation rows were asked, evenly spread over the file.")
-        self._engine = Engine(EngineOptions(threads=spec.threads, device=spec.device, dtype=spec.dtype))
+        dtype = "int8" if spec.serve_int8 else spec.dtype
+        self._engine = Engine(EngineOptions(threads=spec.threads, device=spec.device, dtype=dtype))
         if self.plan.outside_judges:
             names = ", ".join(self.plan.outside_judges)
             self.say(f"Judges elsewhere are asked ({names}): what their templates ask for leaves this server.")

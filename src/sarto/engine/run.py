@@ -187,7 +187,15 @@ def _certifier(spec: RunSpec, session: Session, held_out: Prepared) -> Callable[
         rows.append(parse_line(raw, line, data_format=spec.data_format))
 
     def certify_adapter(folder: Path) -> ParityCertificate:
-        return certify(spec.base, folder, rows, session.logits, dtype=session.dtype, device=session.decoder.device)
+        return certify(
+            spec.base,
+            folder,
+            rows,
+            session.logits,
+            dtype=session.dtype,
+            device=session.decoder.device,
+            int8=spec.serve_int8,
+        )
 
     return certify_adapter
 

@@ -114,6 +114,8 @@ class RunSpec(_Record):
     ranks: int = Field(default=1, ge=1)
     """Processes that share every step, each on a GPU of its own; without GPUs they share the processor."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    serve_int8: bool = False
+    """The tuned model will be served with weights in int8; so it is compared and evaluated."""
     low_memory: bool = False
     evaluation: EvaluationPlan | None = None
     stop_early: bool = False
@@ -214,6 +216,9 @@ class ParityCertificate(_Record):
     mean_kl_nats: float
     """Mean divergence of serving's distribution from training's, per reply token."""
     kl_tolerance_nats: float
+    training_perplexity: float | None = None
+    """Of the replies, as training has it and as serving has it: what serving's precision costs."""
+    serving_perplexity: float | None = None
     same_choice_share: float
     """Share of reply tokens where both find the same token likeliest."""
     passed: bool

@@ -13,15 +13,21 @@ from sarto.engine.families.load import load_base
 from sarto.engine.serving.adapters import ResidentAdapters
 from sarto.engine.serving.attention import StepAttention
 from sarto.engine.serving.cache import CacheShape, Lane
+from sarto.engine.serving.certificate import certify
 from sarto.engine.serving.panels import (
     NO_ADAPTERS,
     PanelMatrix,
     PanelProducts,
     attend_rows,
+    choose_products,
     compiled_panels,
     decoding_attention,
+    quantised,
 )
 from sarto.engine.serving.products import Choice, Products, ServingProducts
+from sarto.errors import FailedPrecondition
+from tests.parity.test_certificate import rows as example_rows
+from tests.parity.test_certificate import trainer_of
 from tests.serving.making import make_adapter
 from tests.tiny import make_tiny_base
 
@@ -54,6 +60,35 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it() -> None:
     alone = torch.cat([multiplied(matrix, x[n : n + 1]) for n in range(64)])
     assert torch.equal(multiplied(matrix, x), alone)
     assert torch.equal(multiplied(matrix, x[3:20]), alone[3:20])
+
+
+@pytest.mark.parametrize("rows", [1, 12, 13])
+def test_int8_multiplies_by_codes_times_scales_and_loses_little(rows: int) -> None:
+    weight, x = random(70, 96), random(rows, 96, seed=1)
+    matrix = PanelMatrix.of(weight, None, int8=True)
+    codes, scales = quantised(weight)
+    opened = (codes.unflatten(1, (-1, 32)) * scales.float()[:, :, None]).flatten(1).bfloat16()
+    exact = x.double() @ opened.double().t()
+    torch.testing.assert_close(multiplied(matrix, x, torch.float32).double(), exact, rtol=1e-5, atol=1e-4)
+    assert float((opened.float() - weight.float()).norm() / weight.float().norm()) < 0.008
+
+
+def test_int8_where_it_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
+    decoder = load_base(make_tiny_base(tmp_path / "base"), torch.float32)
+    with pytest.raises(FailedPrecondition, match="Serving in int8 needs"):
+        choose_products(decoder, int8=True)
+
+
+def test_a_certificate_in_int8_states_both_perplexities(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base")
+    folder = make_adapter(base, tmp_path / "adapter").folder
+    trainer = trainer_of(base, folder, torch.bfloat16)
+    cpu = torch.device("cpu")
+    found = certify(base, Path(folder), example_rows(), trainer, dtype=torch.bfloat16, device=cpu, int8=True)
+    assert found.precision == "int8" and found.passed
+    assert found.training_perplexity is not None and found.serving_perplexity is not None
+    assert 0.5 < found.serving_perplexity / found.training_perplexity < 2
+    assert found.training_perplexity != found.serving_perplexity
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])

@@ -7,11 +7,13 @@ handed in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sarto.engine.data.render import render, render_prompt, replies
@@ -25,9 +27,11 @@ from sarto.schema.runs import BaseWeights, ParityCertificate
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 """Largest difference of two logits that is still rounding, as a share of the largest logit. In a wild model single
-logits of bfloat16 stray up to 0.13 from float32's, in training and serving alike; the divergence is the sharper test."""
+logits of bfloat16 stray up to 0.13 from float32's, in training and serving alike; the divergence is a sharper test."""
 KL_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """The same for the mean divergence of the two distributions, in nats a token."""
+INT8_TOLERANCES = 0.5, 0.1
+"""Both, where the operator chose to serve weights in int8: it costs what the two perplexities say."""
 CHUNK_TOKENS = 128
 MAX_REPLY_TOKENS = 64
 """Of each row, as many reply tokens are compared."""
@@ -52,13 +56,17 @@ def certify(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    int8: bool = False,
 ) -> ParityCertificate:
     """Compare serving with training on the last reply of each row; raises as `reply_logits` does."""
     measured = Divergence()
-    for tokens, served in reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device):
+    for tokens, served in reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device, int8=int8):
         with torch.inference_mode():
-            trained = trainer(torch.tensor(tokens, device=device))
-        measured.add(trained[-len(served) - 1 : -1].float(), served)
+            given = torch.tensor(tokens, device=device)
+            trained = trainer(given)
+            measured.add(trained[-len(served) - 1 : -1].float(), served, given[-len(served) :])
+    if int8:
+        return measured.certificate("int8", *INT8_TOLERANCES)
     return measured.certificate(str(dtype).removeprefix("torch."), TOLERANCES[dtype], KL_TOLERANCES[dtype])
 
 
@@ -69,6 +77,7 @@ def reply_logits(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    int8: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """For the last reply of each row: tokens of prompt and reply, and what serving makes of the reply's (N, V).
 
@@ -76,7 +85,7 @@ def reply_logits(
     tokenizer = ChatTokenizer.load(base.folder)
     found = [_last_reply(example, tokenizer) for example in held_out]
     with torch.inference_mode():
-        runner = Runner(base, dtype, device, adapter_limit=1, prefix_bytes=0)
+        runner = Runner(base, dtype, device, adapter_limit=1, prefix_bytes=0, int8=int8)
         choice = None
         if adapter_folder is not None:
             choice = runner.adapters.acquire(AdapterKey(str(adapter_folder), str(adapter_folder)), None)
@@ -92,9 +101,15 @@ class Divergence:
     def __init__(self) -> None:
         self.rows, self.compared, self.same = 0, 0, 0
         self.worst, self.largest, self.nats = 0.0, 0.0, 0.0
+        self._scored, self._losses = 0, [0.0, 0.0]
 
-    def add(self, wanted: Tensor, found: Tensor) -> None:
-        """Logits (N, V) float32 of one reply, as they should be and as they are."""
+    def add(self, wanted: Tensor, found: Tensor, reply: Tensor | None = None) -> None:
+        """Logits (N, V) float32 of one reply, as they should be and as they are; and its tokens, to say how well both
+        expect them."""
+        if reply is not None:
+            losses = (F.cross_entropy(logits, reply, reduction="sum") for logits in (wanted, found))
+            self._losses = [a + float(b) for a, b in zip(self._losses, losses, strict=True)]
+            self._scored += len(reply)
         self.rows += 1
         self.worst = max(self.worst, float((found - wanted).abs().max()))
         self.largest = max(self.largest, float(wanted.abs().max()))
@@ -114,10 +129,15 @@ class Divergence:
             max_logit=self.largest,
             tolerance=allowed,
             mean_kl_nats=self.nats / max(self.compared, 1),
+            training_perplexity=self._perplexity(0),
+            serving_perplexity=self._perplexity(1),
             same_choice_share=self.same / max(self.compared, 1),
             kl_tolerance_nats=kl_tolerance,
             passed=self.worst <= allowed and self.nats <= kl_tolerance * self.compared,
         )
+
+    def _perplexity(self, which: int) -> float | None:
+        return math.exp(min(self._losses[which] / self._scored, 700.0)) if self._scored else None
 
 
 def _last_reply(example: Example, tokenizer: ChatTokenizer) -> _Reply:

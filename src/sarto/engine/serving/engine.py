@@ -32,7 +32,8 @@ from sarto.schema.generation import GenerateContentRequest
 from sarto.schema.runs import BaseWeights
 
 logger = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+"""By the names of `EngineOptions.dtype`; in int8 only weights are, all else is bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class _Base:
             adapter_limit=options.max_adapters,
             adapter_bytes=free // 8,
             prefix_bytes=cache_bytes // 8,
+            int8=options.dtype == "int8",
         )
         self.context = self.runner.config.context
         self.grammars = GrammarTokens(folder, self.runner.config.vocabulary, self.tokenizer.end_of_turn_ids)
@@ -149,9 +151,13 @@ class Engine:
 
     def metrics(self) -> dict[str, Any]:
         """What is in memory and at work, by base."""
-        return {"device": str(self.device), "dtype": str(self.dtype), "threads": torch.get_num_threads(),
-                "waiting": self.waiting,
-                "bases": [_base_metrics(base) for base in list(self._bases.values())]}  # fmt: skip
+        return {
+            "device": str(self.device),
+            "dtype": "int8" if self.options.dtype == "int8" else str(self.dtype),
+            "threads": torch.get_num_threads(),
+            "waiting": self.waiting,
+            "bases": [_base_metrics(base) for base in list(self._bases.values())],
+        }
 
     def close(self) -> None:
         """Stop after the current step; requests in flight end with Unavailable."""

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sarto.engine.families.decoder import GROUPS, Adapters, Decoder, DecoderConfig, Group, Projection
 from sarto.engine.ops.compiled import find_library
 from sarto.engine.serving.cache import Lane
 from sarto.engine.serving.products import AdapterPool, Choice, Layout, Products, ServingProducts, group_shapes
+from sarto.errors import FailedPrecondition
 
 PANEL = 32
 """Outputs side by side; panels.cpp has the same number."""
@@ -76,11 +78,20 @@ def attend_rows(
     )  # fmt: skip
 
 
-def choose_products(decoder: Decoder) -> ServingProducts:
-    """What multiplies fastest here."""
+def choose_products(decoder: Decoder, *, int8: bool = False) -> ServingProducts:
+    """What multiplies fastest here. Raises FailedPrecondition for int8 where there is nothing to multiply it with."""
     compiled = compiled_panels()
-    is_fit = decoder.device.type == "cpu" and decoder.dtype == torch.bfloat16 and _fits(decoder, 2)
-    return PanelProducts(decoder, compiled) if compiled is not None and is_fit else Products(decoder)
+    is_here = compiled is not None and decoder.device.type == "cpu" and decoder.dtype == torch.bfloat16
+    if int8 and not is_here:
+        raise FailedPrecondition(
+            "Serving in int8 needs a processor with AVX512-BF16 and without matrix tiles, and a package that was built "
+            "with a compiler; set serving_precision to auto."
+        )
+    if int8 and not _fits(decoder, SCALE_INPUTS):
+        raise FailedPrecondition(f"This base has matrices whose inputs are not a multiple of {SCALE_INPUTS}: no int8.")
+    if compiled is None or not is_here or not _fits(decoder, 2):
+        return Products(decoder)
+    return PanelProducts(decoder, compiled, int8=int8)
 
 
 def _fits(decoder: Decoder, step: int) -> bool:
@@ -90,8 +101,17 @@ def _fits(decoder: Decoder, step: int) -> bool:
 
 def in_panels(rows: Tensor, panel: int) -> Tensor:
     """(N, K) → (N / panel, K / 2, panel, 2), zeros behind the last row."""
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % panel))
+    padded = F.pad(rows, (0, 0, 0, -len(rows) % panel))
     return padded.view(-1, panel, rows.shape[1] // 2, 2).permute(0, 2, 1, 3).contiguous()
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) as int8 codes, and their scales in bfloat16 for each SCALE_INPUTS of a row. A code times its scale,
+    rounded to bfloat16, is the weight that is multiplied."""
+    groups = weight.float().unflatten(1, (-1, SCALE_INPUTS))
+    scales = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
+    codes = (groups / scales.float()[:, :, None]).round_().clamp_(-127, 127)
+    return codes.flatten(1).to(torch.int8), scales
 
 
 @dataclass(frozen=True)
@@ -106,9 +126,15 @@ class PanelMatrix:
     """float32"""
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> PanelMatrix:
+    def of(cls, weight: Tensor, bias: Tensor | None, *, int8: bool = False) -> PanelMatrix:
         outputs, inputs = weight.shape
-        return cls(outputs, inputs, in_panels(weight, PANEL), None, None if bias is None else bias.float().contiguous())
+        wide_bias = None if bias is None else bias.float().contiguous()
+        if not int8:
+            return cls(outputs, inputs, in_panels(weight, PANEL), None, wide_bias)
+        codes, scales = quantised(weight)
+        padded = F.pad(scales, (0, 0, 0, -outputs % PANEL))  # (panels · PANEL, groups)
+        in_order = padded.view(-1, PANEL, scales.shape[1]).transpose(1, 2).contiguous()
+        return cls(outputs, inputs, in_panels(codes, PANEL), in_order, wide_bias)
 
     def multiply(self, compiled: CompiledPanels, x: Tensor, adapters: ctypes.Array[_AdaptersOfCall], y: Tensor) -> None:
         """x (n, inputs) to y (n, outputs), bfloat16 or float32."""
@@ -127,18 +153,18 @@ NO_ADAPTERS = (_AdaptersOfCall * 0)()
 class PanelProducts:
     """The seam of products.py over panels."""
 
-    def __init__(self, decoder: Decoder, compiled: CompiledPanels) -> None:
+    def __init__(self, decoder: Decoder, compiled: CompiledPanels, *, int8: bool = False) -> None:
         self.compiled, self.shapes = compiled, group_shapes(decoder)
         self.last_layer = decoder.config.layers - 1
         self._starts: dict[tuple[Group, int], Tensor] = {}
-        self._head = PanelMatrix.of(decoder.head, None)
+        self._head = PanelMatrix.of(decoder.head, None, int8=int8)
         self.layers: list[dict[Group, PanelMatrix]] = []
         self._plan = lru_cache(maxsize=8)(_Rows)
         for index in range(decoder.config.layers):
             row: dict[Group, PanelMatrix] = {}
             for group in GROUPS:
                 projection = decoder.layer(index).projection(group)
-                row[group] = PanelMatrix.of(projection.weight, projection.bias)
+                row[group] = PanelMatrix.of(projection.weight, projection.bias, int8=int8)
                 projection.weight = projection.weight.new_empty(0, projection.inputs)
             self.layers.append(row)
 

@@ -63,8 +63,10 @@ class Runner:
         adapter_limit: int,
         prefix_bytes: int,
         adapter_bytes: int | None = None,
+        int8: bool = False,
     ) -> None:
-        """At most `adapter_limit` adapters are resident, and fewer where they would fill more than `adapter_bytes`."""
+        """`int8`: the weights alone; all else is in `dtype`. At most `adapter_limit` adapters are resident, and fewer
+        where they would fill more than `adapter_bytes`."""
         with torch.inference_mode():
             self.decoder = load_base(base, dtype, device)
             self.decoder.ops = choose_operations(device)
@@ -72,7 +74,7 @@ class Runner:
             if adapter_bytes is not None:
                 fitting = adapter_bytes // bytes_of_adapter(self.decoder, TYPICAL_RANK)
                 adapter_limit = max(1, min(adapter_limit, fitting))
-            self.products = choose_products(self.decoder)
+            self.products = choose_products(self.decoder, int8=int8)
             self.adapters = ResidentAdapters(self.decoder, self.products, adapter_limit)
         self.shape = CacheShape.of(self.config, dtype, device)
         self.prefixes = PrefixCache(self.shape, prefix_bytes)
