@@ -7,7 +7,7 @@ import base64
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import cast
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -38,7 +38,7 @@ async def generate_content(request: Request) -> Reply:
     body = await read_message(request, GenerateContentRequest)
     deployed, target = await _target(request)
     answers = _answers(request, deployed, target, body)
-    return reply(await _in_time(request, until_gone(request, collect(answers))))
+    return reply(await until_gone(request, collect(answers)))
 
 
 async def stream_generate_content(request: Request) -> ASGIApp:
@@ -93,8 +93,7 @@ async def _answers(
 ) -> AsyncGenerator[GenerateContentResponse]:
     """The generator's chunks with what only the doors know: model version, response id, time."""
     response_id, create_time = secrets.token_urlsafe(16), now()
-    source = services(request).generator.generate(target, body)
-    async with aclosing(cast("AsyncGenerator[GenerateContentResponse]", source)) as chunks:
+    async with aclosing(generated(request, target, body)) as chunks:
         async for chunk in chunks:
             chunk.model_version = deployed.base_model
             chunk.response_id = response_id
@@ -102,15 +101,32 @@ async def _answers(
             yield chunk
 
 
-async def _in_time(request: Request, work: Any) -> Any:
-    """The result of `work` within the seconds the client gives in X-Server-Timeout, if it gives any."""
+def generated(
+    request: Request, target: Target, body: GenerateContentRequest
+) -> AsyncGenerator[GenerateContentResponse]:
+    """The generator's chunks, for as many seconds as the client gives in X-Server-Timeout, if it gives any. Past them
+    the generator is closed, and DeadlineExceeded is raised."""
+    source = cast("AsyncGenerator[GenerateContentResponse]", services(request).generator.generate(target, body))
     try:
         seconds = float(request.headers.get("x-server-timeout", "0"))
     except ValueError:
         seconds = 0.0
-    if not 0.0 < seconds < 86_400.0:
-        return await work
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        raise DeadlineExceeded(f"The answer was not complete within the {seconds:g} s the client gave.") from None
+    return _until(source, seconds) if 0.0 < seconds < 86_400.0 else source
+
+
+async def _until(
+    source: AsyncGenerator[GenerateContentResponse], seconds: float
+) -> AsyncGenerator[GenerateContentResponse]:
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
+    async with aclosing(source):
+        while True:
+            try:
+                chunk = await asyncio.wait_for(anext(source, None), end - clock())
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The answer was not complete within the {seconds:g} s the client gave."
+                ) from None
+            if chunk is None:
+                return
+            yield chunk

@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from sarto.api.generation import find_target
+from sarto.api.generation import find_target, generated
 from sarto.api.http import Reply, in_control, in_thread, parent, principal, read_json, reply, services, until_gone
 from sarto.api.openai_form import Answer, read_chat
 from sarto.api.routing import SIGNED_IN, Route
@@ -24,7 +24,7 @@ from sarto.api.streams import Stream, framed
 from sarto.control import endpoints
 from sarto.errors import Internal, InvalidArgument, NotFound, SartoError
 from sarto.names import LocationName
-from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse
+from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Target, collect
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     asked = read_chat(body)
     answer = Answer(str(body.get("model") or name), int(time.time()))
     if not body.get("stream"):
-        chunks = services(request).generator.generate(target, asked)
+        chunks = generated(request, target, asked)
         return reply(answer.whole(await until_gone(request, collect(chunks))))
     with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
     pieces = _pieces(request, target, asked, answer, with_usage)
@@ -79,8 +79,7 @@ async def _pieces(
     request: Request, target: Target, asked: GenerateContentRequest, answer: Answer, with_usage: bool
 ) -> AsyncGenerator[dict[str, Any]]:
     opened: set[int] = set()
-    source = services(request).generator.generate(target, asked)
-    async with aclosing(cast("AsyncGenerator[GenerateContentResponse]", source)) as chunks:
+    async with aclosing(generated(request, target, asked)) as chunks:
         async for chunk in chunks:
             for candidate in chunk.candidates:
                 index = candidate.index or 0

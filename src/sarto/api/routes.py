@@ -17,6 +17,7 @@ from sarto.api import (
     keys,
     locations,
     meta,
+    metrics,
     models,
     openai,
     operations,
@@ -362,7 +363,7 @@ TRANSLATION = [
 ]  # fmt: skip
 
 ROUTES: list[Route] = [
-    *ABOUT, *WHO, *quotas.ROUTES, *locations.ROUTES,
+    *ABOUT, *WHO, *quotas.ROUTES, *metrics.ROUTES, *locations.ROUTES,
     *audit.ROUTES, *policies.ROUTES, *service_accounts.ROUTES, *evaluations.ROUTES,
     *TUNING, *WEBHOOKS, *DATA, *REGISTRY, *OPERATIONS, *EXPERIMENTS, *GENERATION, *PUBLISHERS, *BATCHES,
     *TRANSLATION, *unbuilt.ROUTES, *keys.ROUTES, *openai.ROUTES, *gcs.ROUTES,

@@ -46,6 +46,10 @@ class Generator(Protocol):
         """Other questions by name: compute_tokens, data_report, show_row, metrics. InvalidArgument for any other."""
         ...
 
+    async def metrics(self) -> dict[str, Any] | None:
+        """What is in memory and at work; None while nothing runs, which this does not start."""
+        ...
+
     async def close(self) -> None: ...
 
 

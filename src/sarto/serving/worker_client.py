@@ -79,6 +79,9 @@ class WorkerGenerator:
     async def inspect(self, target: Target | None, method: str, payload: dict[str, Any]) -> dict[str, Any]:
         return await self._one("inspect", target, {"method": method, "payload": payload})
 
+    async def metrics(self) -> dict[str, Any] | None:
+        return None if self._worker is None else await self.inspect(None, "metrics", {})
+
     async def close(self) -> None:
         """End the worker at once, whatever it is doing."""
         self._is_closed = True
