@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from sarto.control.executors import Executor, LocalExecutor
+from sarto.control.executors import Executor, LocalExecutor, clean_environment
 from sarto.control.warm_executor import WarmExecutor
 from training.data import write
 
@@ -66,9 +66,8 @@ class Measured:
 class Worker:
     """A child process that takes one step for each line."""
 
-    def __init__(self, command: list[str], threads: int, folder: Path) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self.started = time.perf_counter()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.errors = folder / "stderr.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
@@ -111,17 +110,19 @@ class Bench:
         self.python = make_environment(given.environment)
         self.data = write(folder / "data")
         self.peaks: list[float] = []
+        self.threads = {"OMP_NUM_THREADS": str(given.threads)}
 
     def ours(self, *flags: str) -> Worker:
         command = [sys.executable, str(HERE / "ours.py"), "--base", str(self.given.base)]
-        return Worker([*command, "--threads", str(self.given.threads), *flags], self.given.threads, self.folder)
+        command += ["--threads", str(self.given.threads), *flags]
+        return Worker(command, clean_environment(os.environ) | self.threads, self.folder)
 
     def compare(self, name: str, data: str, steps: int) -> Measured:
         """Peer and ours in turn on the same examples."""
         measured = Measured()
         command = [str(self.python), str(HERE / "peer.py"), *PEERS[name], "--base", str(self.given.base)]
         command += ["--data", str(self.data[data]), "--steps", str(steps)]
-        peer = Worker(command, self.given.threads, self.folder)
+        peer = Worker(command, {**os.environ, **self.threads, "TOKENIZERS_PARALLELISM": "false"}, self.folder)
         ours = self.ours()
         for number in range(steps):
             theirs = peer.step("go")
@@ -152,12 +153,12 @@ class Bench:
     def start_seconds(self) -> float:
         """Process start to the end of the first step of a whole run, data stage included, nothing cached."""
         folder = self._spec(f"start-{time.monotonic_ns()}")
-        executor = LocalExecutor({**os.environ, "OMP_NUM_THREADS": str(self.given.threads)})
+        executor = LocalExecutor(clean_environment(os.environ) | self.threads)
         return self._first_step(executor, folder)
 
     def warm_start_seconds(self) -> list[float]:
         """The same for three jobs that follow a first one on the same base and data, in a warm service."""
-        executor = WarmExecutor({**os.environ, "OMP_NUM_THREADS": str(self.given.threads)}, 600.0)
+        executor = WarmExecutor(clean_environment(os.environ) | self.threads, 600.0)
         seconds = [self._first_step(executor, self._spec(f"warm-{number}", "warm-cache")) for number in range(4)]
         executor.close()
         return seconds[1:]
