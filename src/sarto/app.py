@@ -54,6 +54,8 @@ from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.key_material import KeyMaterial, read_master
 from sarto.storage.keys import KeyService
+from sarto.storage.private import PrivateFolder, is_memory, place_for
+from sarto.storage.sealer import Sealer
 from sarto.storage.tables import dataset_evaluation, model_export
 from sarto.storage.uploads import Uploads
 
@@ -127,7 +129,8 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             _make_folders(data)
             key_file = service_accounts.open_home(database, home, settings.project, address)
             authenticator = Authenticator(database, address, settings.token_seconds, _providers(settings))
-            buckets = Buckets(database, data)
+            keys = _key_service(settings, data, database)
+            buckets = Buckets(database, data, Sealer(keys, _private_folder(stack, settings)))
             buckets.sweep()
             Uploads(buckets).sweep(time.time())
             install_samples(buckets)
@@ -145,7 +148,6 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         await asyncio.to_thread(_check_confinement, settings.run_without_network == "always", environment)
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
-        keys = _key_service(settings, data, database)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
         await _tend_keys(stack, keys)
         audit_log = AuditLog(database, settings.audit_data_access)
@@ -167,6 +169,16 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file
+
+
+def _private_folder(stack: AsyncExitStack, settings: Settings) -> PrivateFolder:
+    """Empty of what processes left that are gone; closed with the stack."""
+    private = PrivateFolder(place_for(settings.home, settings.private_folder))
+    private.sweep()
+    stack.callback(private.close)
+    if not is_memory(private.place):
+        logger.warning("opened artifacts lie on a disk", extra={"place": str(private.place)})
+    return private
 
 
 def _providers(settings: Settings) -> Providers:

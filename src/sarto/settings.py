@@ -155,6 +155,8 @@ class Settings(BaseModel):
     """Master key of the local key service: 32 bytes in base64; empty means `master_key_file`."""
     master_key_file: Path | None = None
     """File with the master key, mode 600; default: one in the home, made when first asked for."""
+    private_folder: Path | None = None
+    """Where sealed artifacts are opened while they are worked on; default: in memory (/dev/shm), else in the home."""
     external_keys: dict[str, str] = {}
     """Keys of other key services: resource name to `hcvault://`, `gcp-kms://` or `aws-kms://` URI; in `config.toml`."""
     vault_token: SecretStr = SecretStr("")

@@ -20,7 +20,11 @@ from sarto.names import LocationName, ResourceName, parse_resource
 from sarto.schema.tuning_jobs import JobState, TuningJob
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.keys import KeyService
 from sarto.storage.migrations import upgrade
+from sarto.storage.private import PrivateFolder
+from sarto.storage.sealer import Sealer
 
 PARENT = LocationName("demo", "us-central1")
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -45,7 +49,9 @@ def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
     home.mkdir(exist_ok=True)
     database = Database.in_home(home, url)
     upgrade(database)
-    return Control(database, Buckets(database, home), Catalog.load(models_folder=home / "models"), home, limits)
+    keys = KeyService(database, KeyMaterial(home / "keys", read_master(home)))
+    buckets = Buckets(database, home, Sealer(keys, PrivateFolder(home / "private")))
+    return Control(database, buckets, Catalog.load(models_folder=home / "models"), home, limits)
 
 
 def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:

@@ -7,6 +7,10 @@ import pytest
 
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.keys import KeyService
+from sarto.storage.private import PrivateFolder
+from sarto.storage.sealer import Sealer
 from sarto.storage.tables import metadata
 from tests.control.conftest import postgres, postgres_url
 
@@ -30,6 +34,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 @pytest.fixture
 def buckets(database: Database, tmp_path: Path) -> Buckets:
-    buckets = Buckets(database, tmp_path)
+    keys = KeyService(database, KeyMaterial(tmp_path / "keys", read_master(tmp_path)))
+    buckets = Buckets(database, tmp_path, Sealer(keys, PrivateFolder(tmp_path / "private")))
     buckets.create_bucket(OWNER, "data")
     return buckets

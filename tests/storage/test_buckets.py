@@ -282,7 +282,7 @@ def test_good_object_names(name: str, buckets: Buckets) -> None:
     ],
 )
 def test_fields_that_cannot_be_headers_are_refused(fields: ObjectFields, buckets: Buckets) -> None:
-    with buckets.spool() as spool, pytest.raises(InvalidArgument):
+    with buckets.spool("data") as spool, pytest.raises(InvalidArgument):
         buckets.store("data", "a", spool.finish(), fields)
 
 
@@ -292,7 +292,7 @@ def test_sweep_removes_what_a_crash_left_and_nothing_else(buckets: Buckets) -> N
     orphan = buckets.content.path("ab" + "0" * 62)
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"left")
-    with buckets.spool() as running:
+    with buckets.spool("data") as running:
         assert buckets.sweep() == 1
         assert running.path.exists()
     assert not orphan.exists()

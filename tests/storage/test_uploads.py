@@ -41,7 +41,7 @@ def left(uploads: Uploads) -> list[Path]:
 def test_a_session_is_found_again_by_another_process(buckets: Buckets, uploads: Uploads, tmp_path: Path) -> None:
     upload = begin(uploads)
     append(uploads, upload, b"first,")
-    later = Uploads(Buckets(buckets.database, tmp_path))
+    later = Uploads(Buckets(buckets.database, tmp_path, buckets.sealer))
     found = later.find("resumable", upload.id, OWNER)
     assert found == upload
     assert later.received(upload) == 6

@@ -269,6 +269,7 @@ def object_json(call: Call, stored: StoredObject) -> dict[str, Any]:
         "updated": moment(stored.update_time),
         "timeStorageClassUpdated": moment(stored.create_time),
         "metadata": dict(stored.fields.metadata),
+        "kmsKeyName": stored.fields.kms_key,
     }
     written |= {key: getattr(stored.fields, name) for key, name in SETTABLE.items()}
     return {key: value for key, value in written.items() if value not in ("", {})}

@@ -111,10 +111,11 @@ class Received:
 
 
 @contextmanager
-def received(control: Control, folder: Path, uri: str) -> Iterator[Received]:
+def received(control: Control, folder: Path, uri: str, kms_key: str = "") -> Iterator[Received]:
+    """Copies of a folder's plain files, sealed under the key if there is one."""
     bucket, prefix = parse_gs_uri(uri, "tuning_job.output_uri")
     files = {prefix + path.name: path for path in sorted(folder.iterdir())}
     failpoints.reached("receive before")
-    with together.receive(control.buckets, files) as files_received:
+    with together.receive(control.buckets, bucket, files, kms_key) as files_received:
         failpoints.reached("receive after")
         yield Received(control.buckets, bucket, files_received)

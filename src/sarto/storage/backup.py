@@ -20,7 +20,9 @@ from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Not
 
 MANIFEST = "backup.json"
 DATABASE = "sarto.db"
-NOT_COPIED = frozenset({"cache", "sockets", "uploads", "logs", "address", "grpc_address", "serve.lock", MANIFEST})
+NOT_COPIED = frozenset(
+    {"cache", "private", "sockets", "uploads", "logs", "address", "grpc_address", "serve.lock", MANIFEST}
+)
 MOST_ROUNDS = 20
 FORM = 1
 REFERRED = "select distinct sha256 from object"

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypedDict, Unpack
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.errors import AlreadyExists, InvalidArgument, NotEmpty
+from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotEmpty
 from sarto.names import parse_gs_uri
 from sarto.storage import listing, rows
 from sarto.storage.content import Content, ContentStore, Spool, disk
@@ -33,15 +33,15 @@ from sarto.storage.objects import (
     check_bucket_name,
     check_object_name,
 )
+from sarto.storage.sealer import Sealer
 from sarto.storage.tables import bucket as bucket_table
-from sarto.storage.tables import meta, stored_object
+from sarto.storage.tables import stored_object
 
 __all__ = ["Bucket", "Buckets", "Conditions", "Content", "Listing", "ObjectFields", "Spool", "StoredObject"]
 
 ALWAYS = Conditions()
 PLAIN = ObjectFields()
 STALE_SECONDS = 86_400.0
-_CLOCK = "storage_generation"
 
 
 class How(TypedDict, total=False):
@@ -51,13 +51,14 @@ class How(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     if_generation_match: int | None
     project: str | None
+    kms_key: str
 
 
 class Buckets:
     """`root` is the home folder: content lies in `root/objects`, what is being received in `root/uploads`."""
 
-    def __init__(self, database: Database, root: Path) -> None:
-        self.database = database
+    def __init__(self, database: Database, root: Path, sealer: Sealer) -> None:
+        self.database, self.sealer = database, sealer
         self.content = ContentStore(root)
 
     # Buckets
@@ -131,9 +132,11 @@ class Buckets:
 
     # Objects: writing
 
-    def spool(self) -> Spool:
-        """A file to write an upload into; hand its `finish()` to `store` inside its `with` block."""
-        return self.content.spool()
+    def spool(self, bucket: str, kms_key: str = "") -> Spool:
+        """A file to write an upload into; hand its `finish()` to `store` inside its `with` block. Its bytes come sealed
+        under `kms_key`, or the bucket's own if that has one. Raises what the key service does, and NotFound."""
+        kms_key = kms_key or self.bucket(bucket).default_key
+        return self.content.spool(self.sealer.seal(kms_key) if kms_key else None)
 
     def store(
         self,
@@ -147,8 +150,7 @@ class Buckets:
     ) -> StoredObject:
         """Make received content the live version of an object, and with it close the upload session it came by.
 
-        Raises ConditionNotMet, NotFound, InvalidArgument.
-        """
+        Raises ConditionNotMet, NotFound, InvalidArgument."""
         check_object_name(name)
         fields.check()
         with self._writing() as connection:
@@ -168,7 +170,6 @@ class Buckets:
             return self._put(bucket, name, file, **how)
 
     def put_bytes(self, bucket: str, name: str, data: bytes, **how: Unpack[How]) -> StoredObject:
-        """As `put_file`, for what is small enough to be in memory."""
         return self._put(bucket, name, BytesIO(data), **how)
 
     def _put(
@@ -180,9 +181,10 @@ class Buckets:
         metadata: Mapping[str, str] | None = None,
         if_generation_match: int | None = None,
         project: str | None = None,
+        kms_key: str = "",
     ) -> StoredObject:
         fields = ObjectFields(content_type=content_type, metadata=dict(metadata or {}))
-        with self.spool() as spool:
+        with self.spool(bucket, kms_key) as spool:
             spool.read_from(source)
             return self.store(bucket, name, spool.finish(), fields, Conditions(generation=if_generation_match), project)
 
@@ -220,8 +222,9 @@ class Buckets:
         conditions: Conditions = ALWAYS,
         project: str | None = None,
     ) -> StoredObject:
-        """The bytes of all sources, one after another, as one object."""
-        with self.spool() as spool:
+        """The bytes of all sources, one after another, as one object, under the first key that one of them has."""
+        kms_key = next((source.fields.kms_key for source in sources if source.fields.kms_key), "")
+        with self.spool(bucket, kms_key) as spool:
             for source in sources:
                 with self.open(source) as file:
                     spool.read_from(file)
@@ -243,6 +246,7 @@ class Buckets:
             conditions.check(found)
             fields = change(found.fields)
             fields.check()
+            fields = replace(fields, kms_key=found.fields.kms_key, sealed_as=found.fields.sealed_as)
             changed = replace(
                 found,
                 fields=fields,
@@ -308,13 +312,20 @@ class Buckets:
         return Listing(tuple(rows.read_object(row) for row in found), prefixes, token)
 
     def path(self, found: StoredObject) -> Path:
-        """The read-only file with the object's bytes. It stays while this version lives; `link_into` keeps it."""
+        """The read-only file with the object's bytes. It stays while this version lives; `link_into` keeps it.
+
+        Raises FailedPrecondition for an object under a key, whose bytes are nowhere in the open."""
+        if found.fields.kms_key:
+            raise FailedPrecondition(f"{found.uri} is sealed under {found.fields.kms_key}, which this does not open.")
         return self.content.path(found.sha256)
 
     def open(self, found: StoredObject) -> BinaryIO:
-        """The bytes, readable to the end even if the object is replaced meanwhile. The caller closes it."""
+        """The bytes, readable to the end even if the object is replaced meanwhile. The caller closes it.
+
+        Raises FailedPrecondition when the object's key cannot be used."""
+        path = self.content.path(found.sha256)
         try:
-            return self.path(found).open("rb")
+            return self.sealer.open(path, found.fields.sealed_as) if found.fields.kms_key else path.open("rb")
         except FileNotFoundError:
             raise rows.no_such(found.bucket, found.name) from None
 
@@ -348,30 +359,19 @@ class Buckets:
     def _writing(self) -> Iterator[Connection]:
         """A transaction that is the only one to write objects, on either database: it holds the generation's row."""
         with self.database.transaction() as connection:
-            self.lock(connection)
+            rows.lock(connection)
             yield connection
-
-    def lock(self, connection: Connection) -> None:
-        """Make a transaction the only one to write objects."""
-        begin = sa.text("insert into meta (key, value) values (:key, '0') on conflict do nothing")
-        connection.execute(begin, {"key": _CLOCK})
-        connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK).with_for_update())
-
-    def _generation(self, connection: Connection) -> int:
-        """Microseconds since 1970, yet larger than any before, whatever the clock does."""
-        last = int(connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK)).scalar_one())
-        generation = max(int(self.database.now(connection) * 1e6), last + 1)
-        connection.execute(meta.update().where(meta.c.key == _CLOCK).values(value=str(generation)))
-        return generation
 
     def write(
         self, connection: Connection, bucket: str, name: str, content: Content | StoredObject, fields: ObjectFields
     ) -> StoredObject:
         now = self.database.now(connection)
+        sealed = content if isinstance(content, Content) else content.fields
+        fields = replace(fields, kms_key=sealed.kms_key, sealed_as=sealed.sealed_as)
         stored = StoredObject(
             bucket=bucket,
             name=name,
-            generation=self._generation(connection),
+            generation=rows.next_generation(connection, now),
             metageneration=1,
             size=content.size,
             sha256=content.sha256,

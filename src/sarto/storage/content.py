@@ -8,14 +8,15 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 import google_crc32c
 
@@ -34,6 +35,10 @@ class Content:
     crc32c: str
     size: int
     spooled: Path
+    kms_key: str = ""
+    """The key it is sealed under: then `sha256` is of the sealed bytes, the other facts are of the plain ones."""
+    sealed_as: str = ""
+    """The path that is authenticated with it."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,34 @@ class Hashes:
         return Content(self._sha256.hexdigest(), md5, crc32c, self.size, path)
 
 
-class Spool:
-    """A file being received. `finish` makes it durable; leaving the `with` block removes what was not placed."""
+@dataclass(frozen=True)
+class Seal:
+    """How content is sealed while it is received: the key's name, and a function from a file to a sealing stream."""
 
-    def __init__(self, folder: Path) -> None:
+    kms_key: str
+    sealed_as: str
+    begin: Callable[[BinaryIO], BinaryIO]
+
+
+class Spool:
+    """A file being received, under a seal if one is given. `finish` makes it durable; leaving the `with` block removes
+    what was not placed."""
+
+    def __init__(self, folder: Path, seal: Seal | None = None) -> None:
         self.path = folder / f"spool-{secrets.token_hex(16)}"
-        self._hashes = Hashes()
+        self._hashes, self._seal = Hashes(), seal
         with disk():
             self._file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+        self._sink = _Sink(self._file)
+        self._stream = seal.begin(cast(BinaryIO, self._sink)) if seal else None
 
     def write(self, block: bytes) -> None:
         with disk():
-            view = memoryview(block)
-            while view:
-                view = view[self._file.write(view) :]
+            if self._stream is None:
+                _write_all(self._file, block)
+            else:
+                self._stream.write(block)
+                self._sink.check()
         self._hashes.update(block)
 
     def read_from(self, source: BinaryIO) -> None:
@@ -104,10 +123,17 @@ class Spool:
     def finish(self) -> Content:
         """The file's hashes, once its bytes are on the disk."""
         with disk():
+            if self._stream is not None:
+                self._stream.close()
+                self._sink.check()
             os.fchmod(self._file.fileno(), 0o400)
             os.fsync(self._file.fileno())
         self._file.close()
-        return self._hashes.content(self.path)
+        content = self._hashes.content(self.path)
+        if self._seal is None:
+            return content
+        sha256 = self._sink.sha256.hexdigest()
+        return replace(content, sha256=sha256, kms_key=self._seal.kms_key, sealed_as=self._seal.sealed_as)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +143,37 @@ class Spool:
     ) -> None:
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+class _Sink(io.RawIOBase):
+    """Where a sealing stream writes to: hashes what arrives, and keeps a fault that the stream may swallow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._below = file
+        self._fault: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, block: Any) -> int:
+        try:
+            _write_all(self._below, block)
+        except OSError as error:
+            self._fault = error
+            raise
+        self.sha256.update(block)
+        return len(block)
+
+    def check(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+
+def _write_all(file: BinaryIO, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[file.write(view) :]
 
 
 class ContentStore:
@@ -130,8 +187,8 @@ class ContentStore:
     def path(self, sha256: str) -> Path:
         return self.objects / sha256[:2] / sha256
 
-    def spool(self) -> Spool:
-        return Spool(self.uploads)
+    def spool(self, seal: Seal | None = None) -> Spool:
+        return Spool(self.uploads, seal)
 
     def adopt(self, path: Path) -> Content:
         """Hash a complete file on this file system, so that it can be placed without a copy."""

@@ -28,10 +28,14 @@ MOST_HEADER_BYTES = 64 * 1024
 BLOCK = 1 << 20
 
 
+class KeyUnusable(FailedPrecondition):
+    """The key does nothing now, and may again: it is disabled, waits for its destruction, or is not reached."""
+
+
 class Wrapper(Protocol):
     """A key service: wraps and opens small secrets under a key known by its resource name.
 
-    Both raise FailedPrecondition when the key cannot be used (disabled, destroyed, unreachable).
+    Both raise KeyUnusable when the key cannot be used now, and FailedPrecondition when it never will be again.
     """
 
     def wrap(self, key: str, secret: bytes, context: bytes) -> bytes: ...
@@ -41,15 +45,20 @@ class Wrapper(Protocol):
 
 def seal(wrapper: Wrapper, key: str, source: BinaryIO, target: BinaryIO, path: str) -> None:
     """Everything `source` holds, sealed under `key` and bound to `path`, into `target`, which stays open."""
+    with sealing(wrapper, key, target, path) as stream:
+        while block := source.read(BLOCK):
+            stream.write(block)
+
+
+def sealing(wrapper: Wrapper, key: str, target: BinaryIO, path: str) -> BinaryIO:
+    """A stream: what is written to it arrives sealed at `target`, all of it once the stream is closed."""
     context = _context(path)
     _registered()
     handle = tink.new_keyset_handle(streaming_aead.streaming_aead_key_templates.AES256_GCM_HKDF_1MB)
     plain = tink.proto_keyset_format.serialize(handle, secret_key_access.TOKEN)
     header = orjson.dumps({"key": key, "wrapped": base64.b64encode(wrapper.wrap(key, plain, context)).decode()})
     target.write(MAGIC + len(header).to_bytes(4, "big") + header)
-    with _primitive(handle).new_encrypting_stream(cast(Any, _Kept(target)), context) as stream:
-        while block := source.read(BLOCK):
-            stream.write(block)
+    return cast(BinaryIO, _primitive(handle).new_encrypting_stream(cast(Any, _Kept(target)), context))
 
 
 def open_sealed(wrapper: Wrapper, source: BinaryIO, target: BinaryIO, path: str) -> None:
@@ -94,6 +103,18 @@ def key_of(source: Path, path: str) -> str:
     """The name of the key that a sealed file needs."""
     with source.open("rb") as sealed:
         return _header(sealed, path)[0]
+
+
+def check(wrapper: Wrapper, source: Path, path: str) -> None:
+    """Whether a sealed file could be opened now, as far as its key goes. Raises as `open_sealed` does."""
+    with source.open("rb") as sealed:
+        key, wrapped = _header(sealed, path)
+    wrapper.unwrap(key, wrapped, _context(path))
+
+
+def is_sealed(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 @cache

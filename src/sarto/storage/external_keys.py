@@ -14,16 +14,17 @@ import tink
 from tink import aead
 
 from sarto.errors import FailedPrecondition
+from sarto.storage.encryption import KeyUnusable
 
 DIGEST_BYTES = 32
 
 
 def wrap(uri: str, secret: bytes, context: bytes, vault_token: str = "") -> bytes:
-    """Raises FailedPrecondition when the service refuses, is not reached, or its client is not installed."""
+    """Raises KeyUnusable when the service refuses or is not reached, FailedPrecondition without its client."""
     try:
         return bytes(_primitive(uri, vault_token).encrypt(hashlib.sha256(context).digest() + secret, b""))
     except tink.TinkError as error:
-        raise FailedPrecondition(f"The external key {uri} did not encrypt: {error}") from None
+        raise KeyUnusable(f"The external key {uri} did not encrypt: {error}") from None
 
 
 def unwrap(uri: str, wrapped: bytes, context: bytes, vault_token: str = "") -> bytes:
@@ -31,7 +32,7 @@ def unwrap(uri: str, wrapped: bytes, context: bytes, vault_token: str = "") -> b
     try:
         plain = bytes(_primitive(uri, vault_token).decrypt(wrapped, b""))
     except tink.TinkError as error:
-        raise FailedPrecondition(f"The external key {uri} did not decrypt: {error}") from None
+        raise KeyUnusable(f"The external key {uri} did not decrypt: {error}") from None
     digest, secret = plain[:DIGEST_BYTES], plain[DIGEST_BYTES:]
     if not hmac.compare_digest(digest, hashlib.sha256(context).digest()):
         raise FailedPrecondition("The data key belongs to another file.")

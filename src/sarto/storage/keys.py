@@ -17,6 +17,7 @@ from sarto.errors import FailedPrecondition, InvalidArgument, NotFound
 from sarto.names import KEY_ID, check_location, check_project
 from sarto.storage import external_keys
 from sarto.storage.database import Database
+from sarto.storage.encryption import KeyUnusable
 from sarto.storage.key_material import KeyMaterial
 from sarto.storage.tables import crypto_key, crypto_key_version
 
@@ -73,7 +74,7 @@ class KeyService:
     vault_token: str = field(default="", repr=False)
 
     def wrap(self, key: str, secret: bytes, context: bytes) -> bytes:
-        """The secret under the key's primary version. Raises FailedPrecondition, NotFound."""
+        """The secret under the key's primary version. Raises KeyUnusable, FailedPrecondition, NotFound."""
         if key in self.external:
             return EXTERNAL + external_keys.wrap(self.external[key], secret, context, self.vault_token)
         name = KeyName.parse(key)
@@ -82,7 +83,8 @@ class KeyService:
         return version.to_bytes(VERSION_BYTES, "big") + bytes(primitive.encrypt(secret, context))
 
     def unwrap(self, key: str, wrapped: bytes, context: bytes) -> bytes:
-        """Raises FailedPrecondition when the version it was wrapped under cannot be used, or it is not its secret."""
+        """Raises KeyUnusable or FailedPrecondition when the version it was wrapped under cannot be used, now or ever,
+        and FailedPrecondition when it is not its secret."""
         version, body = wrapped[:VERSION_BYTES], wrapped[VERSION_BYTES:]
         if version == EXTERNAL:
             if key not in self.external:
@@ -96,8 +98,15 @@ class KeyService:
         except tink.TinkError:
             raise FailedPrecondition(f"What {name} should open was changed or moved.") from None
 
+    def check(self, key: str) -> None:
+        """Whether `wrap` would do. Raises what it raises."""
+        if key in self.external:
+            self.wrap(key, b"", b"check")
+        else:
+            self.primary(KeyName.parse(key))
+
     def primary(self, name: KeyName) -> int:
-        """The number of the key's primary version. Raises FailedPrecondition when it cannot be used, NotFound."""
+        """The number of the key's primary version. Raises as `check_usable` does, and NotFound."""
         with self.database.reading() as connection:
             key = find_key(connection, name)
             primary = name.version_name(key.primary_version)
@@ -140,5 +149,7 @@ def find_version(connection: Connection, name: KeyName) -> sa.Row[Any]:
 
 
 def check_usable(row: sa.Row[Any], name: KeyName) -> None:
+    """Raises KeyUnusable for a version that may be enabled again, FailedPrecondition for one that is destroyed."""
     if row.state != ENABLED:
-        raise FailedPrecondition(f"{name} is not enabled, current state is: {row.state}.")
+        kind = FailedPrecondition if row.state == DESTROYED else KeyUnusable
+        raise kind(f"{name} is not enabled, current state is: {row.state}.")

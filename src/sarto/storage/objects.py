@@ -39,6 +39,11 @@ class Bucket:
     create_time: float
     update_time: float
 
+    @property
+    def default_key(self) -> str:
+        """The key that everything stored here is sealed under; empty without one."""
+        return str(self.resource.get("encryption", {}).get("defaultKmsKeyName", ""))
+
 
 @dataclass(frozen=True)
 class StoredObject:
@@ -74,6 +79,9 @@ class ObjectFields:
     cache_control: str = ""
     custom_time: str = ""
     storage_class: str = "STANDARD"
+    kms_key: str = ""
+    """The key that the content is sealed under; set by whoever received it, as `sealed_as` is."""
+    sealed_as: str = ""
 
     def check(self) -> None:
         for name, text in vars(self).items():

@@ -13,8 +13,10 @@ from sqlalchemy.engine import Connection
 
 from sarto.errors import NotFound, PermissionDenied
 from sarto.storage.objects import Bucket, NoSuchBucket, ObjectFields, StoredObject, check_object_name
-from sarto.storage.tables import binding, stored_object, upload_session
+from sarto.storage.tables import binding, meta, stored_object, upload_session
 from sarto.storage.tables import bucket as bucket_table
+
+_CLOCK = "storage_generation"
 
 # Built once: to build a statement costs more than to run it.
 _BUCKET = sa.select(bucket_table).where(bucket_table.c.name == sa.bindparam("name"))
@@ -97,6 +99,21 @@ def object_values(stored: StoredObject) -> dict[str, Any]:
     values = {**vars(stored)}
     fields = {key: value for key, value in vars(values.pop("fields")).items() if value and key != "content_type"}
     return {**values, "resource": json.dumps(fields)}
+
+
+def lock(connection: Connection) -> None:
+    """Make a transaction the only one to write objects: it holds the generation's row."""
+    begin = sa.text("insert into meta (key, value) values (:key, '0') on conflict do nothing")
+    connection.execute(begin, {"key": _CLOCK})
+    connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK).with_for_update())
+
+
+def next_generation(connection: Connection, now: float) -> int:
+    """Microseconds since 1970, yet larger than any before, whatever the clock does. Call under the lock."""
+    last = int(connection.execute(sa.select(meta.c.value).where(meta.c.key == _CLOCK)).scalar_one())
+    generation = max(int(now * 1e6), last + 1)
+    connection.execute(meta.update().where(meta.c.key == _CLOCK).values(value=str(generation)))
+    return generation
 
 
 def close_session(connection: Connection, session: str, stored: StoredObject, project: str | None) -> None:

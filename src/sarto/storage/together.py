@@ -19,12 +19,14 @@ from sarto.storage.objects import check_object_name
 
 
 @contextmanager
-def receive(buckets: Buckets, files: Mapping[str, Path]) -> Iterator[dict[str, Content]]:
+def receive(
+    buckets: Buckets, bucket: str, files: Mapping[str, Path], kms_key: str = ""
+) -> Iterator[dict[str, Content]]:
     """Copies of files by the object names they will have, complete and durable. Raises ResourceExhausted."""
     with ExitStack() as stack:
         received = {}
         for name, source in files.items():
-            spool = stack.enter_context(buckets.spool())
+            spool = stack.enter_context(buckets.spool(bucket, kms_key))
             with source.open("rb") as file:
                 spool.read_from(file)
             received[name] = spool.finish()
@@ -35,7 +37,7 @@ def write(
     buckets: Buckets, connection: Connection, bucket: str, received: Mapping[str, Content], project: str
 ) -> list[str]:
     """Make them the live objects; gives the content they replaced, for `Buckets.collect` after the commit."""
-    buckets.lock(connection)
+    rows.lock(connection)
     rows.visible(connection, bucket, project, writing=True)
     replaced = []
     for name, content in received.items():

@@ -187,7 +187,7 @@ class Uploads:
         """Join the named parts, given as (number, md5 in hex) in rising order, and close the session."""
         if not parts or [number for number, _ in parts] != sorted({number for number, _ in parts}):
             raise InvalidArgument("The list of parts was not in ascending order. Parts must be ordered by part number.")
-        with self.buckets.spool() as spool:
+        with self.buckets.spool(upload.bucket) as spool:
             for number, md5 in parts:
                 try:
                     with (self._parts(upload.id) / f"{number:d}-{md5}").open("rb") as file:
