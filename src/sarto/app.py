@@ -149,7 +149,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
         await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
-        await _tend_keys(stack, keys)
+        await _tend_keys(stack, control, generator)
         audit_log = AuditLog(database, settings.audit_data_access)
         audit_log.start()
         stack.push_async_callback(asyncio.to_thread, audit_log.stop)
@@ -283,13 +283,17 @@ def _key_service(settings: Settings, data: Path, database: Database) -> KeyServi
     return KeyService(database, material, settings.external_keys, settings.vault_token.get_secret_value())
 
 
-async def _tend_keys(stack: AsyncExitStack, keys: KeyService) -> None:
-    """Destroys and rotates keys when they are due, as long as the service runs."""
+async def _tend_keys(stack: AsyncExitStack, control: Control, generator: WorkerGenerator) -> None:
+    """As long as the service runs: destroys and rotates keys when they are due, and closes what lies in the open under
+    a key that refuses, in the worker's memory too."""
 
     async def tend() -> None:
         while True:
             try:
-                await asyncio.to_thread(key_control.tend, keys)
+                await asyncio.to_thread(key_control.tend, control.sealer.keys)
+                closed = await asyncio.to_thread(control.sealer.opened.tend)
+                if closed and generator.pid is not None:
+                    await generator.inspect(None, "forget_adapters", {"digests": closed})
             except Exception:
                 logger.exception("tending keys failed")
             await asyncio.sleep(TEND_KEYS_SECONDS)

@@ -131,7 +131,6 @@ def test_a_dataset_of_another_project_does_not_exist(control: Control) -> None:
     [
         {"preferenceOptimizationSpec": {}, "supervisedTuningSpec": None},
         {"spec": {"tuningMode": "TUNING_MODE_FULL"}},
-        {"encryptionSpec": {"kmsKeyName": "projects/p/locations/l/keyRings/r/cryptoKeys/k"}},
     ],
 )
 def test_what_is_not_built_is_refused_by_name(control: Control, body: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from sarto.api.gcs_door import Call, conditions, json_failure, moment, number, refuse_unheeded
 from sarto.api.http import Reply, in_thread, principal, query, read_json, reply, services
-from sarto.control import iam
+from sarto.control import customer_keys, iam
 from sarto.errors import InvalidArgument, SartoError, Unimplemented
 from sarto.storage.buckets import Bucket
 
@@ -46,6 +46,7 @@ async def create(request: Request) -> ASGIApp:
 
 def _create(request: Request, name: str, location: str, resource: Mapping[str, Any]) -> Bucket:
     project = _project(request, CREATE)
+    resource = customer_keys.of_bucket(services(request).control, project, location, resource)
     return services(request).buckets.create_bucket(project, name, location, resource=resource)
 
 
@@ -86,6 +87,12 @@ async def patch(call: Call) -> ASGIApp:
 
     def change(resource: Mapping[str, Any]) -> Mapping[str, Any]:
         return _read(resource if is_patch else {}, body)
+
+    stated, bucket = _read({}, body), call.bucket
+    checked = await call.run(
+        customer_keys.of_bucket, services(call.request).control, call.project, bucket.location, stated
+    )
+    body = {**body, **{key: value for key, value in checked.items() if key == "encryption"}}
 
     wanted = conditions(call.query)
     changed = await call.run(call.buckets.update_bucket, call.bucket.name, change, wanted, call.project)
@@ -143,6 +150,11 @@ def _read(base: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
             kept["labels"] = {name: text for name, text in labels.items() if text is not None} if value else {}
         elif key == "storageClass" and value in ("STANDARD", None):
             continue
+        elif key == "encryption":
+            text = value.get("defaultKmsKeyName") if isinstance(value, dict) else value
+            if not isinstance(text, str | None) or (isinstance(value, dict) and value.keys() - {"defaultKmsKeyName"}):
+                raise InvalidArgument('"encryption" is {"defaultKmsKeyName": KEY}')
+            kept["encryption"] = {"defaultKmsKeyName": text} if text else {}
         elif key == "iamConfiguration":
             _check_access(value)
         elif key not in GIVEN_BY_US and value not in (None, False, "", [], {}) and value not in AS_IT_IS.get(key, ()):

@@ -40,7 +40,7 @@ async def _media(call: Call) -> StoredObject:
         content_encoding=call.query.get("contentEncoding", ""),
     )
     name = _name(call, {})
-    with call.buckets.spool(call.bucket.name) as spool:
+    with await call.run(call.buckets.spool, call.bucket.name) as spool:
         async for block in blocks(request.stream()):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)
@@ -51,7 +51,7 @@ async def _media(call: Call) -> StoredObject:
 
 async def _multipart(call: Call) -> StoredObject:
     related = Related(call.request.headers.get("content-type", ""))
-    with call.buckets.spool(call.bucket.name) as spool:
+    with await call.run(call.buckets.spool, call.bucket.name) as spool:
         async for block in blocks(call.request.stream()):
             data = related.feed(block)
             if data:

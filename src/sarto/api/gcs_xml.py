@@ -94,7 +94,7 @@ async def put(call: Call) -> ASGIApp:
         return await _put_part(call)
     if "x-goog-copy-source" in call.request.headers:
         return await _copy(call)
-    with call.buckets.spool(call.bucket.name) as spool:
+    with await call.run(call.buckets.spool, call.bucket.name) as spool:
         async for block in blocks(call.request.stream()):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)
@@ -156,7 +156,7 @@ async def _put_part(call: Call) -> ASGIApp:
     part = number(call.query, "partNumber")
     if part is None:
         raise InvalidArgument('"partNumber" is missing')
-    with call.buckets.spool(call.bucket.name) as spool:
+    with await call.run(uploads.part_spool, upload) as spool:
         async for block in blocks(call.request.stream()):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)

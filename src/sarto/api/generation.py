@@ -25,7 +25,7 @@ from sarto.api.http import (
     until_gone,
 )
 from sarto.api.streams import stream
-from sarto.control import resolution
+from sarto.control import resolution, sealing
 from sarto.control.context import Control
 from sarto.control.resolution import Deployed
 from sarto.errors import DeadlineExceeded, FailedPrecondition
@@ -84,8 +84,10 @@ def find_target(request: Request, name: str) -> tuple[Deployed, Target]:
 
 
 def target_of(control: Control, deployed: Deployed) -> Target:
-    """Raises FailedPrecondition, with the command to get them, when the base weights are not on this machine."""
-    return Target(control.base(deployed.weights), deployed.adapter_folder, deployed.adapter_digest)
+    """Raises FailedPrecondition, with the command to get them, when the base weights are not on this machine, and when
+    the adapter is sealed under a key that cannot be used."""
+    folder = sealing.adapter(control, deployed.adapter_folder) if deployed.kms_key else deployed.adapter_folder
+    return Target(control.base(deployed.weights), folder, deployed.adapter_digest)
 
 
 async def _answers(

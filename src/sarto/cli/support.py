@@ -52,9 +52,7 @@ SHOWN = ("tuningJobs", "models", "endpoints", "operations", "batchPredictionJobs
 OPENED = (PreTunedModel, SupervisedTuningSpec, SupervisedHyperParameters, EncryptionSpec)
 """Messages whose fields have lines of their own."""
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": "time", "Any": "value"}
-REFUSED: dict[str, str] = {
-    "encryption_spec.kms_key_name": "A key of your own cannot be honoured; a malformed name is told apart.",
-}
+REFUSED: dict[str, str] = {}
 NOTES: dict[str, str] = {
     "base_model": "A name of the catalogue, bare or as `publishers/google/models/X`; or a tuned model's name.",
     "pre_tuned_model": "Tunes a tuned model further; its model gets a new version unless the display name is another.",
@@ -65,6 +63,8 @@ NOTES: dict[str, str] = {
     "output_uri": "Required for open models, which are copied there; refused for the others.",
     "service_account": "Must exist, be fit for tuning, and be one you may act as; the run has its rights"
     " in buckets. See [security.md](security.md).",
+    "encryption_spec.kms_key_name": "A key of the job's region that the project's service agent may use. All that"
+    " the job leaves is sealed under it; see [security.md](security.md#what-jobs-leave).",
     "evaluation_config": "Read here too, answered inside the spec alone; see [evaluation.md](evaluation.md).",
     "supervised_tuning_spec.training_dataset_uri": "`gs://BUCKET/FILE.jsonl`; a managed dataset is refused by name.",
     "supervised_tuning_spec.tuning_mode": "`TUNING_MODE_PEFT_ADAPTER`; `TUNING_MODE_FULL` is refused.",

@@ -83,7 +83,7 @@ def _check_caller(control: Control, principal: Principal, project: Project, emai
     try:
         iam.require(control.database, principal, permission, project.number, f"serviceAccounts/{email}")
     except PermissionDenied as refusal:
-        command = _bind(project, principal.member, ACCOUNT_USER, email)
+        command = bind_command(project, principal.member, ACCOUNT_USER, email)
         raise PermissionDenied(
             f"You do not have permission to act as service account {email} ({permission}). Grant it: `{command}`",
             refusal.details,
@@ -100,14 +100,14 @@ def _check_agent(control: Control, project: Project, email: str) -> None:
     with control.database.reading() as connection:
         has_role = connection.execute(held).first() is not None
     if not has_role:
-        command = _bind(project, f"serviceAccount:{email}", TUNING_AGENT)
+        command = bind_command(project, f"serviceAccount:{email}", TUNING_AGENT)
         raise FailedPrecondition(
             f"Service account {email} does not have {TUNING_AGENT} on project {project.id}. Grant it: `{command}`"
         )
     agent = Principal(project.agent, project.number)
     permission = "iam.serviceAccounts.getAccessToken"
     if not iam.allowed(control.database, agent, permission, project.number, f"serviceAccounts/{email}"):
-        command = _bind(project, agent.member, TOKEN_CREATOR, email)
+        command = bind_command(project, agent.member, TOKEN_CREATOR, email)
         raise FailedPrecondition(
             f"The service agent {project.agent} may not make tokens of service account {email}: it does not have "
             f"{TOKEN_CREATOR} on it. Grant it: `{command}`"
@@ -143,13 +143,14 @@ def _check_bucket(control: Control, project: Project, who: Principal, uri: str, 
     role, verb = (
         ("roles/storage.objectViewer", "read") if permission == READ else ("roles/storage.objectAdmin", "write")
     )
-    command = _bind(project, who.member, role, f"gs://{name}")
+    command = bind_command(project, who.member, role, f"gs://{name}")
     raise PermissionDenied(
         f"{who.member} may not {verb} {uri}: it does not have {permission} on bucket {name}. Grant it: `{command}`"
     )
 
 
-def _bind(project: Project, member: str, role: str, on: str = "") -> str:
+def bind_command(project: Project, member: str, role: str, on: str = "") -> str:
+    """What its user types to give the right that is missing."""
     return _command(project, f"iam bind {member} {role}" + (f" --on {on}" if on else ""))
 
 

@@ -26,6 +26,7 @@ from sarto.names import new_id, parse_gs_uri
 from sarto.storage import together
 from sarto.storage.buckets import Buckets
 from sarto.storage.content import Content
+from sarto.storage.opened import path_in
 
 OPEN_FOLDER = "postprocess/node-0/checkpoints"
 
@@ -65,9 +66,10 @@ def _has_bucket(control: Control, bucket: str, project: str) -> bool:
     return True
 
 
-def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
-    """The adapter's files under a name made of their digests, so that equal adapters are kept once."""
-    digest = hashlib.sha256("".join(f"{name}:{sha}\n" for name, sha in sorted(files.items())).encode()).hexdigest()
+def keep(control: Control, source: Path, files: dict[str, str], kms_key: str = "") -> Kept:
+    """The adapter's files under a name made of their digests (and their key), so that equal adapters are kept once."""
+    listed = "".join(f"{name}:{sha}\n" for name, sha in sorted(files.items()))
+    digest = hashlib.sha256((listed + kms_key).encode()).hexdigest()
     folder = control.adapter_folder(digest)
     if folder.is_dir():
         os.utime(folder)  # it is needed again: the collection of leftovers goes by age
@@ -75,7 +77,10 @@ def keep(control: Control, source: Path, files: dict[str, str]) -> Kept:
         part = folder.with_name(f".{digest}.{new_id()}")
         part.mkdir(parents=True)
         for name in files:
-            _link(source / name, part / name)
+            if kms_key:
+                control.sealer.seal_file(kms_key, source / name, part / name, path_in(folder, name))
+            else:
+                _link(source / name, part / name)
         try:
             with around("rename"):
                 part.rename(folder)

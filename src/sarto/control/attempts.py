@@ -15,16 +15,29 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import acting, disk, evaluations, events, leases, progress, publishing, queue, run_specs
+from sarto.control import (
+    acting,
+    customer_keys,
+    disk,
+    evaluations,
+    events,
+    leases,
+    progress,
+    publishing,
+    queue,
+    run_specs,
+)
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.leases import Lease
 from sarto.control.progress import Gathered, ProgressFile
+from sarto.control.sealing import Workplace
 from sarto.control.tuning_jobs import (
     CANCELLED,
     CANCELLED_STATUS,
     CANCELLING,
     FAILED,
+    PAUSED,
     PENDING,
     RUNNING,
     Fenced,
@@ -32,10 +45,11 @@ from sarto.control.tuning_jobs import (
     amend,
 )
 from sarto.control.validation import Plan
-from sarto.errors import DeadlineExceeded, Internal, SartoError
+from sarto.errors import DeadlineExceeded, FailedPrecondition, Internal, SartoError
 from sarto.names import ResourceName
 from sarto.schema.runs import RunResult, RunSpec
 from sarto.schema.tuning_jobs import JobState, TuningJob
+from sarto.storage.encryption import KeyUnusable
 from sarto.storage.tables import experiment
 
 logger = logging.getLogger(__name__)
@@ -77,6 +91,7 @@ class Attempt:
         self._wake = threading.Event()
         self._order: type[Exception] | None = None
         self._until = math.inf
+        self._place: Workplace | None = None
 
     def cancel(self) -> None:
         """The user wants the job to end."""
@@ -100,22 +115,28 @@ class Attempt:
             logger.exception("attempt broke off", extra={"job": self.lease.job})
         finally:
             self.executor.stop(self.handle, 0.0)
+            if self._place is not None:
+                self._place.close()
 
     def _end_of_attempt(self) -> None:
         try:
             self._run()
         except _Cancelled:
-            self.executor.stop(self.handle, CANCEL_GRACE_SECONDS)
+            self._stop_run(CANCEL_GRACE_SECONDS)
             self._close(CANCELLED, CANCELLED_STATUS)
         except _Stopped:
-            self.executor.stop(self.handle, STOP_GRACE_SECONDS)
+            self._stop_run(STOP_GRACE_SECONDS)
             leases.release(self.control.database, self.lease)
         except _Lost as loss:
+            self._stop_run(0.0)
             self._give_back(str(loss))
+        except KeyUnusable as refusal:
+            self._stop_run(CANCEL_GRACE_SECONDS)
+            self._wait_for_key(refusal)
         except disk.NoRoom as lack:
             self._wait_for_room(str(lack))
         except SartoError as fault:
-            self.executor.stop(self.handle, CANCEL_GRACE_SECONDS)
+            self._stop_run(CANCEL_GRACE_SECONDS)
             if disk.is_full(fault):
                 self._wait_for_room(f"The job waits for room: {fault.message}.")
             else:
@@ -127,7 +148,7 @@ class Attempt:
             self._close(CANCELLED, CANCELLED_STATUS)
         except Exception as fault:
             logger.exception("attempt failed", extra={"job": self.lease.job})
-            self.executor.stop(self.handle, CANCEL_GRACE_SECONDS)
+            self._stop_run(CANCEL_GRACE_SECONDS)
             if disk.is_full(fault):
                 self._wait_for_room(f"The job waits for room: {fault}.")
                 return
@@ -141,21 +162,30 @@ class Attempt:
         plan = Plan(**orjson.loads(row.run))
         job = TuningJob.read(orjson.loads(row.resource))
         acting.check_run(self.control, self.lease.project, job)
-        spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan, self.device)
-        disk.check(spec, self.control.limits.reserve_bytes)
-        run_folder = Path(spec.run_folder)
+        if plan.kms_key:
+            customer_keys.check(self.control, self.lease.project, plan.kms_key)
+        place = self._place = Workplace(self.control, self.lease, plan.kms_key)
+        place.open()
+        spec = run_specs.prepare(self.control, self.lease, orjson.loads(row.resource), plan, place, self.device)
+        place.keep()
+        disk.check(spec, self.control.home, self.control.limits.reserve_bytes)
+        if plan.kms_key:
+            disk.check(spec, place.folder, 0)
+        run_folder = place.run_folder
         self.executor.start(self.handle, run_folder / run_specs.SPEC_FILE, run_folder / LOG_FILE)
         self._until = self._begin()
         with evaluations.judging(self.control, spec, run_folder):
-            code = self._watch(run_folder, spec)
+            code = self._watch(place, spec)
+        place.end()
         result = _read_result(run_folder)
         if result is None:
             raise _Lost(f"The run ended with {_exit_words(code)} and left no result.")
+        result = place.result(result)
         if result.error is not None:
             self._close(FAILED, result.error)
             return
         acting.check_run(self.control, self.lease.project, job)
-        publishing.settle(self.control, self.lease, result, run_folder)
+        publishing.settle(self.control, self.lease, result, place)
         logger.info("job succeeded", extra={"job": self.lease.job, "attempt": self.lease.epoch})
 
     def _begin(self) -> float:
@@ -168,6 +198,8 @@ class Attempt:
             if row.state == str(PENDING):
                 name = _insert_experiment(connection, row, now)
                 advance(connection, row, RUNNING, now, {"experiment": name, "tuningJobState": _PROCESSING})
+            elif row.state == str(PAUSED):
+                advance(connection, row, RUNNING, now, {"error": None})
             words = "The run started." if lease.epoch == 1 else f"Run {lease.epoch} took the job over."
             events.record(connection, lease.project, lease.job, lease.epoch, now, "started", words)
         logger.info("run started", extra={"job": lease.job, "attempt": lease.epoch})
@@ -175,23 +207,25 @@ class Attempt:
         begun = now if row.state == str(PENDING) else events.seconds(orjson.loads(row.resource)["startTime"])
         return time.monotonic() + begun + limit - now if limit else math.inf
 
-    def _watch(self, run_folder: Path, spec: RunSpec) -> int:
+    def _watch(self, place: Workplace, spec: RunSpec) -> int:
         """Follow the run to its end; gives its exit code."""
-        said, gathered, since_write = ProgressFile(run_folder), Gathered(), 0.0
+        said, gathered, since_write = ProgressFile(place.run_folder), Gathered(), 0.0
         while True:
             self._obey()
             code = self.executor.poll(self.handle)  # before reading, so that nothing said at the end is missed
             for line in said.read():
-                gathered.add(line)
+                gathered.add(place.told(line))
+            place.check()
             if code is not None or since_write >= WRITE_SECONDS:
                 since_write = 0.0
+                place.keep()
                 progress.write(self.control.database, self.lease, gathered)
                 while gathered.checkpoints and not spec.export_last_checkpoint_only:
                     record = gathered.checkpoints.pop(0)
-                    publishing.publish_checkpoint(self.control, self.lease, record, run_folder)
+                    publishing.publish_checkpoint(self.control, self.lease, record, place)
                     self._obey()
                 while gathered.assessments:
-                    evaluations.publish(self.control, self.lease, gathered.assessments.pop(0))
+                    evaluations.publish(self.control, self.lease, gathered.assessments.pop(0), place)
             if code is not None:
                 return code
             self._wake.wait(LOOK_SECONDS)
@@ -240,6 +274,28 @@ class Attempt:
                 events.record(connection, lease.project, lease.job, lease.epoch, now, "waiting", words)
             amend(connection, row, now, {"tuningJobState": queue.WAITING_FOR_CAPACITY})
         leases.release(database, lease, pause_seconds=self.control.limits.room_seconds)
+
+    def _wait_for_key(self, refusal: KeyUnusable) -> None:
+        """The key is disabled: the job stops until it is enabled. Costs no attempt, and is told once."""
+        lease, database = self.lease, self.control.database
+        with database.transaction() as connection:
+            row = leases.hold(connection, lease)
+            now = database.now(connection)
+            if row.state == str(RUNNING):
+                words = f"The job stopped: {refusal.message} It goes on when the key is enabled."
+                advance(connection, row, PAUSED, now, {"error": FailedPrecondition(words).to_status()})
+                events.record(connection, lease.project, lease.job, lease.epoch, now, "paused", words)
+                logger.warning("job paused", extra={"job": lease.job, "reason": refusal.message})
+            elif events.last_kind(connection, lease.project, lease.job) != "waiting":
+                words = f"The job waits for its key: {refusal.message}"
+                events.record(connection, lease.project, lease.job, lease.epoch, now, "waiting", words)
+        leases.release(database, lease, pause_seconds=self.control.limits.lease_seconds / 2)
+
+    def _stop_run(self, grace_seconds: float) -> None:
+        """What the run has made until now is kept for the next attempt."""
+        self.executor.stop(self.handle, grace_seconds)
+        if self._place is not None:
+            self._place.end()
 
     def _give_back(self, reason: str) -> None:
         """A loss of machinery: try again after a pause, or fail when attempts are used up."""

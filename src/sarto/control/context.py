@@ -15,6 +15,7 @@ from sarto.errors import FailedPrecondition
 from sarto.schema.runs import BaseWeights
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
+from sarto.storage.sealer import Sealer
 
 CUSTOM = "custom-"
 """With this begin the ids of base weights that a user brought; a digest of their content follows."""
@@ -76,6 +77,10 @@ class Control:
     """Models elsewhere that jobs may have as judges, by the names their users write."""
     default_judge: str = ""
     """Who judges where a request outside a tuning job names nobody."""
+
+    @property
+    def sealer(self) -> Sealer:
+        return self.buckets.sealer
 
     def job_folder(self, job: str) -> Path:
         """Everything a job's runs leave on this machine: `data/`, `resume/` and one folder per lease epoch."""

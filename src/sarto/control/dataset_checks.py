@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from sarto.control import acting, datasets, iam, tuning_jobs
+from sarto.control import acting, datasets, iam, sealing, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.control.run_specs import SPEC_FILE, TRANSLATION_TOKENS, tuning_parameters
@@ -81,7 +81,7 @@ def job_question(
     found = _newest(control, principal, name, SPEC_FILE)
     if found is None:
         raise NotFound(f"TuningJob {name} has not begun to read its data; try again when it runs.")
-    spec = RunSpec.model_validate_json(found.read_bytes())
+    spec = RunSpec.model_validate_json(sealing.read(control, name.id, found))
     return spec.base, DatasetQuestion(
         training=spec.training_dataset,
         data_format=spec.data_format,
@@ -99,7 +99,7 @@ def job_report(control: Control, principal: Principal, name: ResourceName) -> di
     found = _newest(control, principal, name, REPORT_FILE)
     if found is None:
         raise NotFound(f"TuningJob {name} has no data report: its data has not been read.")
-    report: dict[str, Any] = orjson.loads(found.read_bytes())
+    report: dict[str, Any] = orjson.loads(sealing.read(control, name.id, found))
     return report
 
 

@@ -48,7 +48,11 @@ def find(control: Control, project: str, field: str, uri: str) -> StoredObject:
 
 def first_fault(control: Control, found: StoredObject, data_format: DataFormat) -> str:
     """What is wrong with the first rows, with the file's name in front; empty if nothing."""
-    fault = _first_fault(control.buckets.path(found), found.size, data_format)
+    if found.fields.kms_key:
+        with control.buckets.open(found) as file:
+            fault = _fault_of(file.read(LOOK_BYTES), found.size, data_format)
+    else:
+        fault = _first_fault(control.buckets.path(found), found.size, data_format)
     return f"{found.name.rpartition('/')[2]} {fault}" if fault else ""
 
 
@@ -56,7 +60,10 @@ def first_fault(control: Control, found: StoredObject, data_format: DataFormat) 
 def _first_fault(content: Path, size: int, data_format: DataFormat) -> str:
     """The path names its content, so answers may be remembered."""
     with content.open("rb") as file:
-        head = file.read(LOOK_BYTES)
+        return _fault_of(file.read(LOOK_BYTES), size, data_format)
+
+
+def _fault_of(head: bytes, size: int, data_format: DataFormat) -> str:
     lines = head.split(b"\n")
     if size > len(head):
         lines.pop()  # cut in the middle

@@ -18,12 +18,12 @@ class NoRoom(Exception):
     """The disk is full, or would be; says how much is missing."""
 
 
-def check(spec: RunSpec, reserve_bytes: int) -> None:
+def check(spec: RunSpec, folder: Path, reserve_bytes: int) -> None:
     """Raises NoRoom when the run would leave less than the reserve."""
-    free, needed = shutil.disk_usage(spec.run_folder).free, needed_bytes(spec)
+    free, needed = shutil.disk_usage(folder).free, needed_bytes(spec)
     if free < needed + reserve_bytes:
         raise NoRoom(
-            f"The job waits for room on the disk of {spec.run_folder}: about {needed / 1e6:.0f} MB are needed beside"
+            f"The job waits for room at {folder}: about {needed / 1e6:.0f} MB are needed beside"
             f" {reserve_bytes / 1e6:.0f} MB in reserve, and {free / 1e6:.0f} MB are free."
         )
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import orjson
 
-from sarto.control import events, iam, judge_endpoints, leases, question_desk, tuning_jobs
+from sarto.control import events, iam, judge_endpoints, leases, question_desk, sealing, tuning_jobs
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.evaluation_checks import BEST, BEST_LABEL
 from sarto.control.leases import Lease
+from sarto.control.sealing import Workplace
 from sarto.control.tuning_jobs import amend
 from sarto.control.validation import Plan
 from sarto.errors import NotFound, SartoError
@@ -37,7 +38,11 @@ def plan(control: Control, job: TuningJob, decided: Plan) -> EvaluationPlan:
     if config is None:
         return EvaluationPlan()
     judges = {
-        name: JudgeModel(base=control.base(weights), adapter_folder=folder, adapter_digest=digest)
+        name: JudgeModel(
+            base=control.base(weights),
+            adapter_folder=sealing.adapter(control, folder) if folder else "",
+            adapter_digest=digest,
+        )
         for name, (weights, folder, digest) in decided.judges.items()
     }
     assert config.output_config and config.output_config.gcs_destination
@@ -56,14 +61,14 @@ def judging(control: Control, spec: RunSpec, run_folder: Path) -> AbstractContex
     return question_desk.answering(run_folder, names, partial(judge_endpoints.ask_one, control.judges))
 
 
-def publish(control: Control, lease: Lease, assessment: Assessment) -> None:
+def publish(control: Control, lease: Lease, assessment: Assessment, place: Workplace) -> None:
     """The files of a checkpoint's metrics into the user's bucket, the results onto the job. Raises Fenced."""
     run = assessment.run
     if run is None:
         return
     if uri := run.get("evaluateDatasetResponse", {}).get("outputInfo", {}).get("gcsOutputDirectory"):
         try:
-            upload(control, lease.project, _folder(control, lease.job) / assessment.folder, uri)
+            upload(control, lease.project, _folder(place.folder) / assessment.folder, uri, place.key)
         except SartoError as error:
             words = f"The results could not be written to {uri}: {error.message}"
             run = {**run, "error": {**error.to_status(), "message": words}}
@@ -78,10 +83,10 @@ def publish(control: Control, lease: Lease, assessment: Assessment) -> None:
             events.record(connection, lease.project, lease.job, lease.epoch, now, "note", words)
 
 
-def publish_report(control: Control, lease: Lease, folder_uri: str) -> None:
+def publish_report(control: Control, lease: Lease, folder_uri: str, place: Workplace) -> None:
     """The standard report into the bucket of the job's artifacts; a bucket that refuses it is an event."""
     try:
-        upload(control, lease.project, _folder(control, lease.job) / REPORT_FOLDER, folder_uri)
+        upload(control, lease.project, _folder(place.folder) / REPORT_FOLDER, folder_uri, place.key)
         words = f"The evaluation report is at {folder_uri}/{PAGE_FILE}."
     except SartoError as error:
         words = f"The evaluation report could not be stored at {folder_uri}: {error.message}"
@@ -100,35 +105,37 @@ def default_checkpoint(row: AnyRow, checkpoints: list[AnyRow], best: str | None)
 
 def report(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
     """The standard report of a job as JSON. Raises NotFound while there is none."""
-    found: dict[str, Any] = orjson.loads(_report_file(control, principal, name, JSON_FILE).read_bytes())
+    found: dict[str, Any] = orjson.loads(_report_file(control, principal, name, JSON_FILE))
     return found
 
 
 def page(control: Control, principal: Principal, name: ResourceName) -> bytes:
     """The same as one HTML page."""
-    return _report_file(control, principal, name, PAGE_FILE).read_bytes()
+    return _report_file(control, principal, name, PAGE_FILE)
 
 
-def _report_file(control: Control, principal: Principal, name: ResourceName, file: str) -> Path:
+def _report_file(control: Control, principal: Principal, name: ResourceName, file: str) -> bytes:
     iam.require(control.database, principal, "storage.objects.get", name.project)
     tuning_jobs.get(control, principal, name)
-    path = _folder(control, name.id) / REPORT_FOLDER / file
+    path = _folder(control.job_folder(name.id)) / REPORT_FOLDER / file
     if not path.exists():
         raise NotFound(
             f"TuningJob {name} has no evaluation report: it is made at the end of a job that has validation data."
         )
-    return path
+    return sealing.read(control, name.id, path)
 
 
-def _folder(control: Control, job: str) -> Path:
-    return control.job_folder(job) / "resume" / EVALUATION_FOLDER
+def _folder(job_folder: Path) -> Path:
+    return job_folder / "resume" / EVALUATION_FOLDER
 
 
-def upload(control: Control, project: str, folder: Path, uri: str) -> None:
+def upload(control: Control, project: str, folder: Path, uri: str, kms_key: str = "") -> None:
     """Every file of a folder and of those in it. Raises what a bucket raises."""
     bucket, prefix = parse_gs_uri(f"{uri}/", "output_uri_prefix")
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
             name = prefix + path.relative_to(folder).as_posix()
-            control.buckets.put_file(bucket, name, path, content_type=content_type, project=project)
+            control.buckets.put_file(
+                bucket, name, path, content_type=content_type, project=project, kms_key=kms_key
+            )

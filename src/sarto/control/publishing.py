@@ -14,10 +14,11 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from sarto.control import artifacts, evaluations, events, leases, registration
+from sarto.control import artifacts, evaluations, events, leases, registration, sealing
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
 from sarto.control.leases import Lease
+from sarto.control.sealing import Workplace
 from sarto.control.tuning_jobs import RUNNING, SUCCEEDED, Fenced, advance, amend
 from sarto.control.validation import Plan
 from sarto.errors import FailedPrecondition
@@ -29,16 +30,20 @@ FINAL_FOLDER = "final/"
 """Under the documented name, the last checkpoint once more."""
 
 
-def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord, run_folder: Path) -> None:
+def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord, place: Workplace) -> None:
     """Give a checkpoint its files, its row and its endpoint, while training goes on. Raises Fenced."""
     with control.database.reading() as connection:
         row = leases.hold(connection, lease)
         known = _checkpoints(connection, lease).get(record.checkpoint_id)
-    kept = artifacts.keep(control, run_folder / record.folder, record.files)
+    source = place.run_folder / record.folder
+    kept = artifacts.keep(control, source, record.files, place.key)
     if known is not None and known.adapter_digest == kept.digest:
         return
     uri = f"{artifacts.artifact_uri(control, row)}{_folder_name(row, record.checkpoint_id)}/"
-    with artifacts.received(control, kept.folder, uri) as files, control.database.transaction() as connection:
+    with (
+        artifacts.received(control, source, uri, place.key) as files,
+        control.database.transaction() as connection,
+    ):
         row = _running(connection, lease)
         now = control.database.now(connection)
         replaced = files.write(connection, lease.project)
@@ -53,7 +58,7 @@ def publish_checkpoint(control: Control, lease: Lease, record: CheckpointRecord,
         control.buckets.collect(content)
 
 
-def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) -> None:
+def settle(control: Control, lease: Lease, result: RunResult, place: Workplace) -> None:
     """Publish what is left, register the model, end the job as SUCCEEDED. Raises Fenced."""
     with control.database.reading() as connection:
         row = leases.hold(connection, lease)
@@ -62,18 +67,23 @@ def settle(control: Control, lease: Lease, result: RunResult, run_folder: Path) 
     if resource["supervisedTuningSpec"].get("exportLastCheckpointOnly"):
         records = records[-1:]
     for record in records:
-        if (run_folder / record.folder).is_dir():
-            publish_checkpoint(control, lease, record, run_folder)
+        if (place.run_folder / record.folder).is_dir():
+            publish_checkpoint(control, lease, record, place)
     with control.database.reading() as connection:
         made = _ordered(_checkpoints(connection, lease))
     if not made:
         raise FailedPrecondition("The run ended without a checkpoint.")
     uri = artifacts.artifact_uri(control, row)
-    final = {uri + FINAL_FOLDER: Path(made[-1].adapter_folder)} if resource.get("outputUri") else {}
+    final = {}
+    if resource.get("outputUri"):
+        final[uri + FINAL_FOLDER] = Path(sealing.adapter(control, made[-1].adapter_folder))
     if result.has_report:
-        evaluations.publish_report(control, lease, f"{uri.rpartition('checkpoints/')[0]}evaluation")
+        evaluations.publish_report(control, lease, f"{uri.rpartition('checkpoints/')[0]}evaluation", place)
     with ExitStack() as stack:
-        received = [stack.enter_context(artifacts.received(control, folder, place)) for place, folder in final.items()]
+        received = [
+            stack.enter_context(artifacts.received(control, folder, target, place.key))
+            for target, folder in final.items()
+        ]
         connection = stack.enter_context(control.database.transaction())
         row = _running(connection, lease)
         now = control.database.now(connection)
@@ -141,7 +151,7 @@ def _origin(plan: Plan, record: CheckpointRecord) -> str:
     certificate = record.certificate.model_dump() if record.certificate else None
     origin = {
         "weights": plan.weights, "baseModel": plan.base_model, "rank": plan.rank, "evaluation": evaluation,
-        "certificate": certificate,
+        "certificate": certificate, "kmsKey": plan.kms_key,
     }  # fmt: skip
     return orjson.dumps(origin).decode()
 
@@ -165,6 +175,7 @@ def _insert_endpoint(
         "labels": orjson.loads(row.resource).get("labels", {}),
         "createTime": timestamp(now),
         "updateTime": timestamp(now),
+        **registration.encryption(row),
     }
     connection.execute(
         endpoint.insert().values(

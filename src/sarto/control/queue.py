@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from sarto.control import capacity, events, quotas
 from sarto.control.context import AnyRow, Limits
-from sarto.control.tuning_jobs import FAILED, PENDING, RUNNING, Fenced, advance, amend
+from sarto.control.tuning_jobs import FAILED, PAUSED, PENDING, RUNNING, Fenced, advance, amend
 from sarto.control.validation import Plan
 from sarto.errors import FailedPrecondition
 from sarto.schema.tuning_jobs import TuningJobState
@@ -138,8 +138,9 @@ def _projects_waiting(connection: Connection) -> list[str]:
 
 
 def _projects_interrupted(connection: Connection, now: float) -> list[str]:
+    interrupted = tuning_job.c.state.in_((str(RUNNING), str(PAUSED)))
     query = sa.select(tuning_job.c.project).distinct()
-    return list(connection.execute(query.where(tuning_job.c.state == str(RUNNING), _is_free(now))).scalars())
+    return list(connection.execute(query.where(interrupted, _is_free(now))).scalars())
 
 
 def _is_free(now: float) -> sa.ColumnElement[bool]:
@@ -151,7 +152,7 @@ def _is_free(now: float) -> sa.ColumnElement[bool]:
 def _next_of(connection: Connection, project: str, now: float, most: int) -> list[AnyRow]:
     """Jobs of a project that nobody holds, oldest first, what was interrupted before what is new."""
     found: list[AnyRow] = []
-    for state in (RUNNING, PENDING):
+    for state in (RUNNING, PAUSED, PENDING):
         query = sa.select(tuning_job).where(
             tuning_job.c.state == str(state), tuning_job.c.project == project, _is_free(now)
         )

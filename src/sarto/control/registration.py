@@ -95,7 +95,14 @@ def _model(
         "updateTime": timestamp(now),
         "versionCreateTime": timestamp(now),
         "versionUpdateTime": timestamp(now),
+        **encryption(row),
     }
+
+
+def encryption(row: AnyRow) -> dict[str, Any]:
+    """The job's encryptionSpec, as what it makes shows it too."""
+    spec = orjson.loads(row.resource).get("encryptionSpec")
+    return {"encryptionSpec": spec} if spec else {}
 
 
 def ending(row: AnyRow, result: RunResult, name: ResourceName, made: list[AnyRow], default: AnyRow) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Deployed:
     checkpoint_id: str = ""
     endpoint_id: str = ""
     display_name: str = ""
+    kms_key: str = ""
+    """The key that the adapter is sealed under."""
 
     @property
     def versioned_name(self) -> str:
@@ -180,6 +182,7 @@ def _of_checkpoint(row: AnyRow, project: str, location: str) -> Deployed:
         location=location,
         checkpoint_id=row.checkpoint_id,
         endpoint_id=row.endpoint,
+        kms_key=origin.get("kmsKey", ""),
     )
 
 

@@ -5,18 +5,21 @@ A dataset is pinned when a job first runs: later attempts read the same bytes, w
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from sarto.catalog import DIGEST_FILE, Weights
-from sarto.control import custom_bases, evaluations
+from sarto.control import custom_bases, evaluations, sealing
 from sarto.control.context import CUSTOM, Control
 from sarto.control.faults import SPEC
 from sarto.control.labels import LOW_MEMORY_LABEL, STOP_EARLY_LABEL
 from sarto.control.leases import Lease
+from sarto.control.sealing import Workplace
 from sarto.control.validation import Plan
 from sarto.errors import FailedPrecondition
 from sarto.failpoints import around
@@ -28,16 +31,18 @@ ALPHA_PER_RANK = 2.0
 TRANSLATION_TOKENS = 1024
 
 
-def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan, device: str = "auto") -> RunSpec:
+def prepare(
+    control: Control, lease: Lease, resource: dict[str, Any], plan: Plan, place: Workplace, device: str = "auto"
+) -> RunSpec:
     """Lay out the run folder with its `spec.json`. Repeatable; raises SartoError for faults the user can mend."""
     job = TuningJob.read(resource)
     spec = job.supervised_tuning_spec
     assert spec is not None
     if plan.parent_adapter and not Path(plan.parent_adapter).is_dir():
         raise FailedPrecondition("The model that this job continues was deleted before the job ran.")
-    folder = control.job_folder(lease.job)
+    folder = place.folder
     run_folder = folder / str(lease.epoch)
-    for path in (run_folder, folder / "resume", folder / "data", control.home / "cache" / "tokens"):
+    for path in (run_folder, folder / "resume", folder / "data", place.cache):
         path.mkdir(parents=True, exist_ok=True)
     weights = control.catalog.find(plan.base_model).weights
     base, base_source = _base(control, lease.project, folder / "base", job, plan)
@@ -49,7 +54,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         run_folder=str(run_folder),
         base=base,
         base_source=base_source,
-        parent_adapter=plan.parent_adapter or None,
+        parent_adapter=sealing.adapter(control, plan.parent_adapter) if plan.parent_adapter else None,
         training_dataset=_pin(control, lease.project, folder / "data", "training", spec.training_dataset_uri),
         validation_dataset=(
             _pin(control, lease.project, folder / "data", "validation", validation_uri) if validation_uri else None
@@ -60,7 +65,7 @@ def prepare(control: Control, lease: Lease, resource: dict[str, Any], plan: Plan
         max_tokens_per_example=_context(plan, weights, base_source or base.folder),
         max_training_examples=control.limits.max_training_examples,
         max_validation_examples=control.limits.max_validation_examples,
-        cache_folder=str(control.home / "cache" / "tokens"),
+        cache_folder=str(place.cache),
         resume_folder=str(folder / "resume"),
         resume_seconds=control.limits.resume_seconds,
         threads=control.limits.threads,
@@ -115,9 +120,16 @@ def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> D
         return DatasetRef.model_validate_json(record.read_bytes()).model_copy(update={"path": str(path)})
     found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
     path.unlink(missing_ok=True)
-    with around("link"):
-        control.buckets.link_into(found, path)
-    made = DatasetRef(uri=uri, path=str(path), size_bytes=found.size, digest=found.sha256)
+    digest = found.sha256
+    if found.fields.kms_key:
+        with control.buckets.open(found) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        with path.open("rb") as plain:
+            digest = hashlib.file_digest(plain, "sha256").hexdigest()
+    else:
+        with around("link"):
+            control.buckets.link_into(found, path)
+    made = DatasetRef(uri=uri, path=str(path), size_bytes=found.size, digest=digest)
     write_whole(record, orjson.dumps(made.model_dump()))
     return made
 

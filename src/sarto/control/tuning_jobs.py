@@ -27,6 +27,7 @@ from sarto.storage.tables import experiment, job_event, job_label, metric_point,
 
 PENDING = JobState.JOB_STATE_PENDING
 RUNNING = JobState.JOB_STATE_RUNNING
+PAUSED = JobState.JOB_STATE_PAUSED
 CANCELLING = JobState.JOB_STATE_CANCELLING
 CANCELLED = JobState.JOB_STATE_CANCELLED
 SUCCEEDED = JobState.JOB_STATE_SUCCEEDED
@@ -34,13 +35,15 @@ FAILED = JobState.JOB_STATE_FAILED
 
 MOVES: dict[JobState, frozenset[JobState]] = {
     PENDING: frozenset({RUNNING, CANCELLED, FAILED}),
-    RUNNING: frozenset({CANCELLING, CANCELLED, SUCCEEDED, FAILED}),
+    RUNNING: frozenset({PAUSED, CANCELLING, CANCELLED, SUCCEEDED, FAILED}),
+    PAUSED: frozenset({RUNNING, CANCELLED, FAILED}),
     CANCELLING: frozenset({CANCELLED}),
     SUCCEEDED: frozenset(),
     FAILED: frozenset(),
     CANCELLED: frozenset(),
 }
-"""Every legal move. A job that lost its run stays RUNNING until the next run takes over or attempts are used up."""
+"""Every legal move. A job that lost its run stays RUNNING until the next run takes over or attempts are used up; one
+whose key is disabled is PAUSED until it is enabled."""
 
 BEHIND_ALL = "9" * 20
 """Sorts behind every id: ids are 19 digits."""
@@ -122,14 +125,14 @@ def list_(
 
 
 def cancel(control: Control, principal: Principal, name: ResourceName) -> None:
-    """PENDING ends at once, RUNNING when its run has stopped, an ended job stays as it is. Raises NotFound."""
+    """What waits ends at once, RUNNING when its run has stopped, an ended job stays as it is. Raises NotFound."""
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.cancel", name.project).number
     with control.database.transaction() as connection:
         row = find(connection, project, name, lock=True)
         state = JobState(row.state)
         now = control.database.now(connection)
         is_held = row.lease_until is not None and row.lease_until >= now
-        if state is PENDING or (state is RUNNING and not is_held):
+        if state in (PENDING, PAUSED) or (state is RUNNING and not is_held):
             advance(connection, row, CANCELLED, now, {"error": CANCELLED_STATUS})
             events.record(connection, project, name.id, row.lease_epoch, now, "cancelled", "The job was cancelled.")
         elif state is RUNNING:
@@ -176,7 +179,7 @@ def advance(
         raise Fenced(f"job {row.id}: no move from {row.state} to {to}")
     changes = {"state": str(to), **(changes or {})}
     values: dict[str, Any] = {"state": str(to)}
-    if to is RUNNING:
+    if to is RUNNING and row.state == str(PENDING):
         changes["startTime"] = timestamp(now)
     if to in FINAL_STATES:
         changes["endTime"] = timestamp(now)

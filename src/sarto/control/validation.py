@@ -9,13 +9,22 @@ import re
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from sarto.control import acting, custom_bases, datasets, evaluation_checks, hyper_parameters, labels, tuning_sources
+from sarto.control import (
+    acting,
+    custom_bases,
+    customer_keys,
+    datasets,
+    evaluation_checks,
+    hyper_parameters,
+    labels,
+    tuning_sources,
+)
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.control.evaluation_checks import Judges
 from sarto.control.faults import EVALUATION, ROOT, SPEC, Faults
 from sarto.control.tuning_sources import Source
-from sarto.errors import FieldViolation, InvalidArgument
+from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument
 from sarto.names import LocationName, parse_gs_uri
 from sarto.schema.evaluation import EvaluationConfig
 from sarto.schema.evaluation_faults import config_faults
@@ -53,7 +62,6 @@ OUTPUT_ONLY: dict[str, object] = {
     "satisfies_pzi": None,
 }
 _ACCOUNT = re.compile(r"[^@\s/]{1,64}@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
-_KEY = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+")
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class Plan:
     """About what its run takes; 0 where that is not known: then it has a server to itself."""
     least_memory_bytes: int = 0
     """With what it can do, on a server that has no more."""
+    kms_key: str = ""
+    """The key, by its canonical name, under which all that the job leaves is sealed."""
 
 
 def accept(
@@ -88,6 +98,7 @@ def accept(
     _check_words(job, faults)
     if not faults.wrong:
         acting.check_create(control, principal, project, job)
+    kms_key = _check_key(control, project, parent, job, source, faults)
     labels.check(job, source, faults)
     _check_specs(job, faults)
     job, judges = _with_evaluation(control, principal, project, job, faults)
@@ -98,12 +109,12 @@ def accept(
     rank = 0
     if spec is not None:
         rank = hyper_parameters.check(spec, source, faults)
-        _check_datasets(control, project, spec, source, faults)
+        _check_datasets(control, project, spec, source, faults, kms_key)
     faults.raise_if_any()
     assert source is not None
     if not job.custom_base_model:
         control.base(weights)  # refuses now what a run could not begin with
-    return _stored(job, source), replace(_plan(job, source, rank, weights), judges=judges)
+    return _stored(job, source), replace(_plan(job, source, rank, weights), judges=judges, kms_key=kms_key)
 
 
 def _check_words(job: TuningJob, faults: Faults) -> None:
@@ -114,13 +125,20 @@ def _check_words(job: TuningJob, faults: Faults) -> None:
         )
     if job.service_account and not _ACCOUNT.fullmatch(job.service_account):
         faults.add(f"{ROOT}.service_account", f'"{job.service_account}" is not the email of a service account.')
-    if job.encryption_spec is not None and job.encryption_spec.kms_key_name:
-        path, key = f"{ROOT}.encryption_spec.kms_key_name", job.encryption_spec.kms_key_name
-        if not _KEY.fullmatch(key):
-            wanted = "projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY"
-            faults.add(path, f'"{key}" is not of the form {wanted}.')
-        else:
-            faults.refuse(path, "Encryption with a key of your own is not built yet; leave the field out.")
+
+
+def _check_key(
+    control: Control, project: str, parent: LocationName, job: TuningJob, source: Source | None, faults: Faults
+) -> str:
+    try:
+        return customer_keys.of_job(control, project, parent.location, job, source.parent if source else None)
+    except InvalidArgument as error:
+        faults.wrong.extend(error.violations)
+    except FailedPrecondition as error:  # keep what it is, unless the request is wrong anyway
+        if not faults.wrong:
+            raise
+        faults.add(customer_keys.FIELD, error.message)
+    return ""
 
 
 def _check_specs(job: TuningJob, faults: Faults) -> None:
@@ -187,8 +205,9 @@ def _check_custom_base(control: Control, project: str, job: TuningJob, source: S
 
 
 def _check_datasets(
-    control: Control, project: str, spec: SupervisedTuningSpec, source: Source | None, faults: Faults
+    control: Control, project: str, spec: SupervisedTuningSpec, source: Source | None, faults: Faults, kms_key: str
 ) -> None:
+    """A job without a key would leave an open copy of data that its bucket keeps sealed."""
     data_format: DataFormat = "translation" if source and source.entry.rules.kind == "translation" else "auto"
     if not spec.training_dataset_uri:
         faults.add(f"{SPEC}.training_dataset_uri", "Required field is not set.")
@@ -198,7 +217,10 @@ def _check_datasets(
     ):
         if uri:
             try:
-                datasets.look(control, project, f"{SPEC}.{name}", uri, data_format)
+                found = datasets.look(control, project, f"{SPEC}.{name}", uri, data_format)
+                if found.fields.kms_key and not kms_key:
+                    words = f"{uri} is sealed under {found.fields.kms_key}; give the job an encryptionSpec."
+                    faults.add(f"{SPEC}.{name}", words)
             except InvalidArgument as error:
                 faults.wrong.extend(error.violations or [FieldViolation(f"{SPEC}.{name}", error.message)])
 

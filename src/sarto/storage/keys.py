@@ -98,6 +98,16 @@ class KeyService:
         except tink.TinkError:
             raise FailedPrecondition(f"What {name} should open was changed or moved.") from None
 
+    def is_known(self, key: str) -> bool:
+        if key in self.external:
+            return True
+        try:
+            with self.database.reading() as connection:
+                find_key(connection, KeyName.parse(key))
+        except NotFound:
+            return False
+        return True
+
     def check(self, key: str) -> None:
         """Whether `wrap` would do. Raises what it raises."""
         if key in self.external:

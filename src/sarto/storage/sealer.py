@@ -6,20 +6,22 @@ Used by `buckets` for objects under a key, and by `control.sealing` for what a j
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sarto.storage import encryption
 from sarto.storage.content import Seal, disk
 from sarto.storage.keys import KeyService
+from sarto.storage.opened import OpenedFolders
 from sarto.storage.private import PrivateFolder
 
 
-@dataclass(frozen=True)
 class Sealer:
-    keys: KeyService
-    private: PrivateFolder
+    """`opened`: whole folders that stay in the open while they are in use."""
+
+    def __init__(self, keys: KeyService, private: PrivateFolder) -> None:
+        self.keys, self.private = keys, private
+        self.opened = OpenedFolders(keys, private)
 
     def seal(self, key: str) -> Seal:
         """For one object's content, bound to an identity of its own that no other content has."""

@@ -12,7 +12,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 
 from sarto.errors import InvalidArgument, NotFound, SartoError, Unavailable
 from sarto.storage.buckets import STALE_SECONDS, Buckets
-from sarto.storage.content import Checksums, disk
+from sarto.storage.content import Checksums, Content, Spool, disk
 from sarto.storage.objects import Conditions, ObjectFields, StoredObject, check_object_name
 from sarto.storage.tables import upload_session
 
@@ -40,6 +41,8 @@ class Upload:
     fields: ObjectFields
     conditions: Conditions
     checksums: Checksums
+    kms_key: str = ""
+    """Of the bucket: then what has arrived waits in the private folder, and a restart ends the session."""
 
 
 class Appender:
@@ -75,16 +78,28 @@ class Appender:
         """Make the received bytes the object and close the session, in one transaction. A refusal ends it as well."""
         upload, buckets = self._upload, self._uploads.buckets
         try:
-            content = buckets.content.adopt(self._path)
-            upload.checksums.check(content)
-            stored = buckets.store(
-                upload.bucket, upload.name, content, upload.fields, upload.conditions, upload.project, session=upload.id
-            )
+            with self._content() as content:
+                upload.checksums.check(content)
+                stored = buckets.store(
+                    upload.bucket, upload.name, content, upload.fields, upload.conditions, upload.project,
+                    session=upload.id,
+                )  # fmt: skip
         except SartoError:
             self._uploads.cancel(upload)
             raise
         self._path.unlink(missing_ok=True)  # still there when equal bytes were in the store already
         return stored
+
+    @contextmanager
+    def _content(self) -> Iterator[Content]:
+        """What was received, without a copy where the bucket has no key."""
+        buckets, upload = self._uploads.buckets, self._upload
+        if not upload.kms_key:
+            yield buckets.content.adopt(self._path)
+            return
+        with buckets.spool(upload.bucket, upload.kms_key) as spool, self._path.open("rb") as file:
+            spool.read_from(file)
+            yield spool.finish()
 
     def close(self) -> None:
         try:
@@ -116,17 +131,17 @@ class Uploads:
         """Open a session of kind "resumable" or "multipart". What can be refused is refused now."""
         check_object_name(name)
         fields.check()
-        self.buckets.bucket(bucket, project)
-        upload = Upload(secrets.token_hex(24), bucket, name, project, fields, conditions, checksums)
+        key = self.buckets.bucket(bucket, project).default_key
+        upload = Upload(secrets.token_hex(24), bucket, name, project, fields, conditions, checksums, key)
         kept = {key: vars(getattr(upload, key)) for key in ("fields", "conditions", "checksums")}
         with disk():
             if kind == "multipart":
-                self._parts(upload.id).mkdir(mode=0o700)
+                self._parts(upload).mkdir(mode=0o700)
             else:
-                self._file(upload.id).touch(mode=0o600)
+                self._file(upload).touch(mode=0o600)
         with self.buckets.database.transaction() as connection:
             row = {"id": upload.id, "kind": kind, "bucket": bucket, "name": name}
-            row["resource"] = json.dumps({"project": project, **kept})
+            row["resource"] = json.dumps({"project": project, "kms_key": key, **kept})
             connection.execute(upload_session.insert().values(**row, create_time=time.time()))
         return upload
 
@@ -147,37 +162,42 @@ class Uploads:
             ObjectFields(**kept["fields"]),
             Conditions(**kept["conditions"]),
             Checksums(**kept["checksums"]),
+            kept.get("kms_key", ""),
         )
 
     def received(self, upload: Upload) -> int:
         """How many bytes of a resumable session are safely here."""
         try:
-            return self._file(upload.id).stat().st_size
+            return self._file(upload).stat().st_size
         except FileNotFoundError:
             return 0
 
     def appender(self, upload: Upload) -> Appender:
         """The session's only writer until it is closed. Raises Unavailable while there is another."""
-        return Appender(self, upload, self._file(upload.id))
+        return Appender(self, upload, self._file(upload))
 
     def cancel(self, upload: Upload) -> None:
         with self.buckets.database.transaction() as connection:
             connection.execute(upload_session.delete().where(upload_session.c.id == upload.id))
-        self._file(upload.id).unlink(missing_ok=True)
-        shutil.rmtree(self._parts(upload.id), ignore_errors=True)
+        self._file(upload).unlink(missing_ok=True)
+        shutil.rmtree(self._parts(upload), ignore_errors=True)
 
     # Multipart uploads
+
+    def part_spool(self, upload: Upload) -> Spool:
+        """A file to write a part into."""
+        return Spool(self._place(upload))
 
     def put_part(self, upload: Upload, number: int, spooled: Path, md5: str) -> None:
         """Keep a finished spool as a part; `md5` in hex is its tag. A part of the same number is replaced."""
         if not 1 <= number <= MAX_PARTS:
             raise InvalidArgument(f"a part number is between 1 and {MAX_PARTS}, not {number}")
-        target = self._parts(upload.id) / f"{number}-{md5}"
+        target = self._parts(upload) / f"{number}-{md5}"
         try:
             spooled.rename(target)
         except FileNotFoundError:
             raise NotFound("The requested upload was not found.") from None
-        for other in self._parts(upload.id).glob(f"{number}-*"):
+        for other in self._parts(upload).glob(f"{number}-*"):
             if other != target:
                 other.unlink(missing_ok=True)
 
@@ -190,7 +210,7 @@ class Uploads:
         with self.buckets.spool(upload.bucket) as spool:
             for number, md5 in parts:
                 try:
-                    with (self._parts(upload.id) / f"{number:d}-{md5}").open("rb") as file:
+                    with (self._parts(upload) / f"{number:d}-{md5}").open("rb") as file:
                         spool.read_from(file)
                 except FileNotFoundError:
                     raise InvalidArgument(f"part {number} was not uploaded, or its tag is another") from None
@@ -205,7 +225,7 @@ class Uploads:
                 upload.project,
                 session=upload.id,
             )
-        shutil.rmtree(self._parts(upload.id), ignore_errors=True)
+        shutil.rmtree(self._parts(upload), ignore_errors=True)
         return stored
 
     # Housekeeping
@@ -222,11 +242,18 @@ class Uploads:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return expired
 
-    def _file(self, id: str) -> Path:
-        return self._folder / f"{id}.bytes"
+    def _file(self, upload: Upload) -> Path:
+        return self._place(upload) / f"{upload.id}.bytes"
 
-    def _parts(self, id: str) -> Path:
-        return self._folder / f"{id}.parts"
+    def _parts(self, upload: Upload) -> Path:
+        return self._place(upload) / f"{upload.id}.parts"
+
+    def _place(self, upload: Upload) -> Path:
+        if not upload.kms_key:
+            return self._folder
+        place = self.buckets.sealer.private.folder / "uploads"
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
 
 
 def _ended() -> NotFound:

@@ -49,6 +49,7 @@ class ResidentAdapters:
         self._free: dict[int, list[int]] = {}
         self._resident: OrderedDict[str, tuple[AdapterPool, int]] = OrderedDict()
         self._in_use: Counter[str] = Counter()
+        self._unwanted: set[str] = set()
         self.residency = Residency()
 
     def __contains__(self, key: AdapterKey) -> bool:
@@ -85,6 +86,25 @@ class ResidentAdapters:
         self._in_use[key.digest] -= 1
         if not self._in_use[key.digest]:
             del self._in_use[key.digest]
+            if key.digest in self._unwanted:
+                self._evict(key.digest)
+
+    def forget(self, digests: frozenset[str]) -> bool:
+        """Drop these, those in use when they are released; says whether one of them was here."""
+        here = digests & self._resident.keys()
+        for digest in here:
+            if digest in self._in_use:
+                self._unwanted.add(digest)
+            else:
+                self._evict(digest)
+        return bool(here)
+
+    def _evict(self, digest: str) -> None:
+        pool, slot = self._resident.pop(digest)
+        pool.wipe(slot)
+        self._free[pool.rank].append(slot)
+        self._unwanted.discard(digest)
+        self.residency.evictions += 1
 
     def _make_room(self) -> bool:
         if len(self._resident) < self._limit:
@@ -92,9 +112,7 @@ class ResidentAdapters:
         idle = next((digest for digest in self._resident if digest not in self._in_use), None)
         if idle is None:
             return False
-        pool, slot = self._resident.pop(idle)
-        self._free[pool.rank].append(slot)
-        self.residency.evictions += 1
+        self._evict(idle)
         return True
 
     def _place(self, adapter: Adapter) -> tuple[AdapterPool, int]:

@@ -162,6 +162,9 @@ class PrefixCache:
         while self._pieces and self.size_bytes > self._limit:
             self._pieces.popitem(last=False)
 
+    def clear(self) -> None:
+        self._pieces.clear()
+
     def _known(self, adapter: str, tokens: Sequence[int]) -> list[bytes]:
         return list(itertools.takewhile(self._pieces.__contains__, self._keys(adapter, tokens[:-1])))
 

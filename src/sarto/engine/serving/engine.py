@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,16 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Forget a request; nothing more is delivered for it. A number unknown or at its end is fine."""
         self._do(lambda: any(base.scheduler.cancel(number) for base in list(self._bases.values())))
+
+    def forget_adapters(self, digests: Iterable[str]) -> None:
+        """Drop adapters from memory, those in use when their last sequence ends, and with them every kept prompt."""
+        wanted = frozenset(digests)
+
+        def forget() -> None:
+            for base in self._bases.values():
+                base.runner.forget(wanted)
+
+        self._do(forget)
 
     def base(self, base: BaseWeights) -> _Base:
         """The base in memory, loaded on first use; the least used idle one makes room."""

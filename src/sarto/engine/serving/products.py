@@ -195,6 +195,12 @@ class AdapterPool:
                 pool[group][0][slot] = a
                 pool[group][1][slot] = b
 
+    def wipe(self, slot: int) -> None:
+        for row in self._terms:
+            for a, b in row.values():
+                a[slot].zero_()
+                b[slot].zero_()
+
     def grow(self, slots: int) -> None:
         for row in self._terms:
             for group, (a, b) in row.items():

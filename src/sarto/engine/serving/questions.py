@@ -28,6 +28,11 @@ def _metrics(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) 
     return engine.metrics()
 
 
+def _forget_adapters(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    engine.forget_adapters(payload["digests"])
+    return {}
+
+
 def _compute_tokens(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
     """Token ids of a prompt and the text of each, as base64 of UTF-8 the way the API shows them."""
     tokenizer = engine.tokenizer(_needed(base))
@@ -52,6 +57,7 @@ def _show_row(engine: Engine, base: BaseWeights | None, payload: dict[str, Any])
 
 QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict[str, Any]]] = {
     "metrics": _metrics,
+    "forget_adapters": _forget_adapters,
     "compute_tokens": _compute_tokens,
     "data_report": _data_report,
     "show_row": _show_row,

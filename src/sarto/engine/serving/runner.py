@@ -80,6 +80,11 @@ class Runner:
         self.prefixes = PrefixCache(self.shape, prefix_bytes)
         self._lanes: dict[int, tuple[Lane, list[Row]]] = {}
 
+    def forget(self, digests: frozenset[str]) -> None:
+        """Nothing of these adapters stays in memory longer than the sequences that use them."""
+        if self.adapters.forget(digests):
+            self.prefixes.clear()
+
     def open(self, tokens: list[int], adapter: str) -> tuple[Lane, int]:
         """A lane of its own for a prompt, and how many of its tokens were known already."""
         lane = Lane(self.shape, width_for(len(tokens)))

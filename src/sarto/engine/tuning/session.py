@@ -199,7 +199,7 @@ class Session:
         return fingerprint(
             {
                 "base": spec.base.digest,
-                "parent": spec.parent_adapter or "",
+                "parent": Path(spec.parent_adapter).name if spec.parent_adapter else "",
                 "training": self.training.digest,
                 "validation": self.validation.digest if self.validation else "",
                 "parameters": spec.parameters.model_dump(),
