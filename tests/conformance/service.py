@@ -101,6 +101,10 @@ class Service:
         self._child.wait(20)
 
     @property
+    def has_ended(self) -> bool:
+        return self._child is None or self._child.poll() is not None
+
+    @property
     def pid(self) -> int:
         assert self._child is not None
         return self._child.pid

@@ -4,7 +4,8 @@ decides who reads it. Each test has a service of its own, for a home is scanned 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .service import Service, upload, wait_for
 
 KEY = f"{PARENT}/keyRings/ring/cryptoKeys/key"
 CANARY = "zyxcanary"
+LEASE_SECONDS = 2.0
 ROLE = "roles/cloudkms.cryptoKeyEncrypterDecrypter"
 
 
@@ -57,14 +59,25 @@ def create(http: httpx.Client, epochs: int = 2, **fields: Any) -> httpx.Response
         "validationDatasetUri": "gs://sealed-data/validation.jsonl",
         "hyperParameters": {"epochCount": str(epochs), "adapterSize": "ADAPTER_SIZE_FOUR"},
     }
-    body = {"baseModel": "gemini-2.0-flash-001", "supervisedTuningSpec": spec, "encryptionSpec": {"kmsKeyName": KEY}}
-    return http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body | fields)
+    body = {"supervisedTuningSpec": spec, "encryptionSpec": {"kmsKeyName": KEY}, **fields}
+    source = {} if "preTunedModel" in fields else {"baseModel": "gemini-2.0-flash-001"}
+    return http.post(f"/v1beta1/{PARENT}/tuningJobs", json=source | body)
 
 
 def ask(http: httpx.Client, endpoint: str) -> httpx.Response:
     turn = {"role": "user", "parts": [{"text": f"{CANARY} q1"}]}
     body = {"contents": [turn], "generationConfig": {"temperature": 0, "maxOutputTokens": 12}}
     return http.post(f"/v1/{endpoint}:generateContent", json=body)
+
+
+def state_is(http: httpx.Client, name: str, state: str) -> dict[str, Any] | None:
+    """The job once it is in that state."""
+    job: dict[str, Any] = http.get(f"/v1/{name}").json()
+    return job if job["state"] == state else None
+
+
+def events(http: httpx.Client, name: str) -> list[str]:
+    return [event["message"] for event in http.get(f"/v1beta1/{name}/events").json()["events"]]
 
 
 def open_files(*folders: Path) -> list[str]:
@@ -94,7 +107,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
             upload(http, "sealed-data", "validation.jsonl", rows(4))
         yield service
     finally:
-        service.stop()
+        if not service.has_ended:
+            service.stop()
 
 
 def test_a_keyed_job_leaves_nothing_open_and_a_destroyed_key_ends_it_all(service: Service) -> None:
@@ -131,5 +145,100 @@ def test_a_keyed_job_leaves_nothing_open_and_a_destroyed_key_ends_it_all(service
     assert service.stop() == 0
     assert open_files(service.home) == []
     assert [path for path in private.iterdir() if path.is_dir()] == []
-    shutil.rmtree(private)
-    service.start()
+
+
+def test_what_a_killed_service_left_open_goes_when_it_starts_and_its_job_resumes(service: Service) -> None:
+    private = place_for(service.home)
+    with service.http() as http:
+        name = create(http, epochs=300).json()["name"]
+        point = service.home / "runs" / name.rpartition("/")[2] / "resume" / "resume.safetensors"
+        wait_for(point.exists)
+        os.kill(service.pid, signal.SIGKILL)
+    wait_for(lambda: service.has_ended)
+    left = [path for path in private.iterdir() if path.is_dir()]
+    assert open_files(*left) and open_files(service.home) == []
+    (service.home / "address").unlink()  # of the killed one
+    service.start(SARTO_LEASE_SECONDS="2", SARTO_RESUME_SECONDS="0.2")
+    assert not any(path.exists() for path in left)
+    with service.http() as http:
+        ended(http, name)
+        assert any("resumed after step" in told for told in events(http, name)), events(http, name)
+    assert open_files(service.home) == []
+
+
+def test_a_disabled_key_stops_a_running_job_within_a_lease_and_an_enabled_one_lets_it_go_on(service: Service) -> None:
+    with service.http() as http:
+        name = create(http, epochs=300).json()["name"]
+        point = service.home / "runs" / name.rpartition("/")[2] / "resume" / "resume.safetensors"
+        wait_for(point.exists)
+        set_state(http, "DISABLED")
+        paused = wait_for(lambda: state_is(http, name, "JOB_STATE_PAUSED"), 2 * LEASE_SECONDS)
+        assert paused["error"]["code"] == 9 and "DISABLED" in paused["error"]["message"]
+        assert list(place_for(service.home).glob("*/*/job")) == []
+        set_state(http, "ENABLED")
+        going = wait_for(lambda: state_is(http, name, "JOB_STATE_RUNNING"), 3 * LEASE_SECONDS)
+        assert "error" not in going
+        job = ended(http, name)
+        assert job["startTime"] == paused["startTime"]
+        assert any("resumed after step" in told for told in events(http, name)), events(http, name)
+        set_state(http, "DISABLED")
+        waiting = create(http)
+        assert waiting.status_code == 400 and "DISABLED" in waiting.text
+
+
+def test_what_is_wrong_with_sealed_data_is_in_the_sealed_report_alone(service: Service) -> None:
+    with service.http() as http:
+        good, bad = rows(110), f'{{"contents": [{{"role": "{CANARY}", "parts": []}}]}}\n'.encode() * 30
+        upload(http, "sealed-data", "train.jsonl", good + bad)
+        name = create(http).json()["name"]
+        job = wait_for(lambda: state_is(http, name, "JOB_STATE_FAILED"))
+        assert CANARY not in json.dumps(job) and "30 of 140 rows cannot be used" in job["error"]["message"]
+        assert CANARY in http.get(f"/v1/{name}/dataReport").text
+        assert open_files(service.home) == []
+
+
+def test_exports_and_predictions_of_a_keyed_model_are_sealed_and_so_are_answers_about_its_data(
+    service: Service,
+) -> None:
+    with service.http() as http:
+        job = ended(http, create(http).json()["name"])
+        model = job["tunedModel"]["model"]
+        shown = http.get(f"/v1/{job['name']}:showExample", params={"row": "2"})
+        assert shown.status_code == 200 and CANARY in shown.text, shown.text
+        check = {"baseModel": "gemini-2.0-flash-001", "trainingDatasetUri": "gs://sealed-data/train.jsonl"}
+        checked = http.post(f"/v1/{PARENT}:checkDataset", json=check)
+        assert checked.status_code == 200, checked.text
+        requests = [{"request": {"contents": [{"role": "user", "parts": [{"text": CANARY}]}]}}]
+        http.post("/storage/v1/b", params={"project": "demo"}, json={"name": "plain"}).raise_for_status()
+        source = upload(http, "sealed-data", "ask.jsonl", "".join(json.dumps(r) + "\n" for r in requests).encode())
+        batch = {
+            "displayName": "b",
+            "model": model,
+            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [source]}},
+            "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://plain/out"}},
+        }
+        made = http.post(f"/v1/{PARENT}/batchPredictionJobs", json=batch)
+        assert made.status_code == 200, made.text
+        wait_for(lambda: state_is(http, made.json()["name"], "JOB_STATE_SUCCEEDED"))
+        target = {"outputUriPrefix": "gs://plain/exports"}
+        exported = http.post(
+            f"/v1/{model}:export",
+            json={"outputConfig": {"exportFormatId": "merged-safetensors", "artifactDestination": target}},
+        )
+        assert exported.status_code == 200, exported.text
+        done = wait_for(lambda: (found := http.get(f"/v1/{exported.json()['name']}").json()).get("done") and found)
+        assert "error" not in done, done
+        objects = http.get("/storage/v1/b/plain/o").json()["items"]
+        assert len(objects) > 3 and all(one["kmsKeyName"].endswith("/cryptoKeys/key") for one in objects)
+        assert open_files(service.home) == []
+        for one in objects:
+            read = http.get(f"/storage/v1/b/plain/o/{one['name'].replace('/', '%2F')}", params={"alt": "media"})
+            assert read.status_code == 200 and str(len(read.content)) == one["size"]
+        further = create(http, preTunedModel={"tunedModelName": model})
+        assert further.status_code == 200, further.text
+        ended(http, further.json()["name"])
+        spec = {"trainingDatasetUri": upload(http, "plain", "train.jsonl", rows())}
+        body = {"preTunedModel": {"tunedModelName": model}, "supervisedTuningSpec": spec}
+        other = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body)
+        assert other.status_code == 400 and "under its own key" in other.text
+        assert open_files(service.home) != []  # the scan sees what lies open

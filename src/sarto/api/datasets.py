@@ -17,10 +17,9 @@ from sarto.api.http import (
     until_gone,
 )
 from sarto.control import dataset_checks
-from sarto.control.dataset_checks import DatasetCheck
+from sarto.control.dataset_checks import Asked, DatasetCheck
 from sarto.errors import InvalidArgument
 from sarto.names import parse_resource
-from sarto.schema.runs import BaseWeights, DatasetQuestion
 from sarto.serving.generator import Target
 
 REPORT, ROW = "data_report", "show_row"
@@ -28,12 +27,12 @@ REPORT, ROW = "data_report", "show_row"
 
 async def check(request: Request) -> Reply:
     asked = await read_message(request, DatasetCheck)
-    return await _ask(request, REPORT, *await in_control(request, dataset_checks.question, parent(request), asked))
+    return await _ask(request, REPORT, await in_control(request, dataset_checks.question, parent(request), asked))
 
 
 async def show(request: Request) -> Reply:
     asked = await read_message(request, DatasetCheck)
-    return await _ask(request, ROW, *await in_control(request, dataset_checks.question, parent(request), asked))
+    return await _ask(request, ROW, await in_control(request, dataset_checks.question, parent(request), asked))
 
 
 async def show_of_job(request: Request) -> Reply:
@@ -42,7 +41,7 @@ async def show_of_job(request: Request) -> Reply:
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text)):
         raise InvalidArgument.field("row", f'"{text}" is not a line; lines are counted from 1')
     name = named(request, "tuningJobs")
-    return await _ask(request, ROW, *await in_control(request, dataset_checks.job_question, name, int(text)))
+    return await _ask(request, ROW, await in_control(request, dataset_checks.job_question, name, int(text)))
 
 
 async def report_of_job(request: Request) -> Reply:
@@ -50,7 +49,12 @@ async def report_of_job(request: Request) -> Reply:
     return reply(await in_control(request, dataset_checks.job_report, name))
 
 
-async def _ask(request: Request, method: str, base: BaseWeights, question: DatasetQuestion) -> Reply:
+async def _ask(request: Request, method: str, asked: Asked) -> Reply:
     """The answer of the worker, which goes on answering others meanwhile."""
-    answer = services(request).generator.inspect(Target(base), method, question.model_dump(mode="json"))
-    return reply(await until_gone(request, answer))
+    try:
+        question = asked.question.model_dump(mode="json")
+        return reply(
+            await until_gone(request, services(request).generator.inspect(Target(asked.base), method, question))
+        )
+    finally:
+        asked.close()

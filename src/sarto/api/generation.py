@@ -86,7 +86,7 @@ def find_target(request: Request, name: str) -> tuple[Deployed, Target]:
 def target_of(control: Control, deployed: Deployed) -> Target:
     """Raises FailedPrecondition, with the command to get them, when the base weights are not on this machine, and when
     the adapter is sealed under a key that cannot be used."""
-    folder = sealing.adapter(control, deployed.adapter_folder) if deployed.kms_key else deployed.adapter_folder
+    folder = sealing.adapter(control, deployed.adapter_folder)
     return Target(control.base(deployed.weights), folder, deployed.adapter_digest)
 
 

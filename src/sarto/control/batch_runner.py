@@ -98,7 +98,7 @@ class BatchRunner:
         """Answer every row and store the file; gives the changes of the ended job."""
         job = BatchPredictionJob.read(orjson.loads(row.resource))
         deployed = Deployed(**orjson.loads(row.run))
-        folder = self._control.home / "runs" / f"batch-{row.id}"
+        folder = self._folder(row, deployed)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "predictions.jsonl"
         counts = Counts()
@@ -109,7 +109,7 @@ class BatchRunner:
                 counts.add(line)
                 file.write(orjson.dumps(line) + b"\n")
                 file.flush()
-        directory = await asyncio.to_thread(self._publish, job, row, partial)
+        directory = await asyncio.to_thread(self._publish, job, row, partial, deployed.kms_key)
         if rows and not counts.successful:
             first = orjson.loads(partial.read_bytes().splitlines()[0])["status"]
             raise InvalidArgument(f"All {len(rows)} rows failed; the first: {first}")
@@ -151,14 +151,21 @@ class BatchRunner:
             with self._control.buckets.open(self._control.buckets.resolve(uri, project=project)) as file:
                 yield from (line for line in file if line.strip())
 
-    def _publish(self, job: BatchPredictionJob, row: AnyRow, partial: Path) -> str:
+    def _folder(self, row: AnyRow, deployed: Deployed) -> Path:
+        """Answers of a model under a key lie in the private folder: after a crash they are asked for again."""
+        if deployed.kms_key:
+            return self._control.sealer.private.folder / f"batch-{row.id}"
+        return self._control.home / "runs" / f"batch-{row.id}"
+
+    def _publish(self, job: BatchPredictionJob, row: AnyRow, partial: Path, kms_key: str) -> str:
         """Store the file below the prefix the user gave; gives the folder's URI."""
         assert job.output_config is not None and job.output_config.gcs_destination is not None
         bucket, name = parse_gs_uri(job.output_config.gcs_destination.output_uri_prefix, "output_uri_prefix")
         folder = f"{name.rstrip('/')}/prediction-model-{timestamp(row.create_time)}".lstrip("/")
         self._control.buckets.put_file(
-            bucket, f"{folder}/predictions.jsonl", partial, content_type="application/jsonl", project=row.project
-        )
+            bucket, f"{folder}/predictions.jsonl", partial, content_type="application/jsonl", project=row.project,
+            kms_key=kms_key,
+        )  # fmt: skip
         return f"gs://{bucket}/{folder}"
 
     def _claim(self) -> AnyRow | None:
@@ -213,7 +220,7 @@ class BatchRunner:
     async def _end(self, row: AnyRow, state: JobState, changes: dict[str, Any]) -> None:
         if await asyncio.to_thread(self._write_end, row, state, changes):
             logger.info("batch prediction ended", extra={"job": row.id, "state": str(state)})
-            folder = self._control.home / "runs" / f"batch-{row.id}"
+            folder = self._folder(row, Deployed(**orjson.loads(row.run)))
             (folder / "predictions.jsonl").unlink(missing_ok=True)
             if folder.exists():
                 folder.rmdir()

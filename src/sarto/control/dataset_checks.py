@@ -4,8 +4,10 @@ engine's words. A worker answers; only the report that a job's run left is read 
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -14,11 +16,12 @@ from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.control.run_specs import SPEC_FILE, TRANSLATION_TOKENS, tuning_parameters
 from sarto.errors import FieldViolation, InvalidArgument, NotFound
-from sarto.names import LocationName, ResourceName
+from sarto.names import LocationName, ResourceName, new_id
 from sarto.schema.examples import DataFormat
 from sarto.schema.runs import REPORT_FILE, BaseWeights, DatasetQuestion, DatasetRef, RunSpec
 from sarto.schema.tuning_jobs import SupervisedHyperParameters
 from sarto.schema.wire import Int64, Message, Text
+from sarto.storage import encryption
 from sarto.storage.buckets import StoredObject
 
 
@@ -32,10 +35,21 @@ class DatasetCheck(Message):
     row: Int64 = 1
 
 
-def question(
-    control: Control, principal: Principal, parent: LocationName, check: DatasetCheck
-) -> tuple[BaseWeights, DatasetQuestion]:
-    """The base weights and what to ask the worker. Raises InvalidArgument with every fault."""
+@dataclass(frozen=True)
+class Asked:
+    """What to ask the worker of a base. `close` it when there is an answer: sealed data lies in the open for it."""
+
+    base: BaseWeights
+    question: DatasetQuestion
+    opened: Path | None = None
+
+    def close(self) -> None:
+        if self.opened is not None:
+            shutil.rmtree(self.opened, ignore_errors=True)
+
+
+def question(control: Control, principal: Principal, parent: LocationName, check: DatasetCheck) -> Asked:
+    """Raises InvalidArgument with every fault."""
     project = iam.require(control.database, principal, "aiplatform.tuningJobs.create", parent.project).number
     required = {"base_model": check.base_model, "training_dataset_uri": check.training_dataset_uri}
     faults = [FieldViolation(name, "Required field is not set.") for name, text in required.items() if not text]
@@ -58,8 +72,9 @@ def question(
         )
         if uri
     ]
-    refs = [_reference(control, uri, found) for uri, found in files]
-    return control.catalog.base(entry.weights), DatasetQuestion(
+    opened = _private(control) if any(found.fields.kms_key for _, found in files) else None
+    refs = [_reference(control, uri, found, opened) for uri, found in files]
+    asked = DatasetQuestion(
         training=refs[0],
         validation=refs[1] if len(refs) > 1 else None,
         data_format=data_format,
@@ -67,31 +82,37 @@ def question(
         max_tokens_per_example=TRANSLATION_TOKENS if is_translation else entry.weights.context,
         max_training_examples=control.limits.max_training_examples,
         max_validation_examples=control.limits.max_validation_examples,
-        cache_folder=str(control.home / "cache" / "tokens"),
+        cache_folder=str((opened or control.home / "cache") / "tokens"),
         refusal=next(filter(None, (datasets.first_fault(control, found, data_format) for _, found in files)), ""),
         row=check.row,
     )
+    return Asked(control.catalog.base(entry.weights), asked, opened)
 
 
-def job_question(
-    control: Control, principal: Principal, name: ResourceName, row: int
-) -> tuple[BaseWeights, DatasetQuestion]:
-    """The base weights, and what to ask for one row of the data that a job pinned. Raises NotFound before it did."""
+def job_question(control: Control, principal: Principal, name: ResourceName, row: int) -> Asked:
+    """For one row of the data that a job pinned. Raises NotFound before it did."""
     iam.require(control.database, principal, "storage.objects.get", name.project)
     found = _newest(control, principal, name, SPEC_FILE)
     if found is None:
         raise NotFound(f"TuningJob {name} has not begun to read its data; try again when it runs.")
     spec = RunSpec.model_validate_json(sealing.read(control, name.id, found))
-    return spec.base, DatasetQuestion(
-        training=spec.training_dataset,
+    training, opened = spec.training_dataset, None
+    pinned = control.job_folder(name.id) / "data" / "training.jsonl"
+    if encryption.is_sealed(pinned):
+        opened = _private(control)
+        with sealing.open_file(control, name.id, pinned) as file:
+            training = _opened(training, file, opened / "training.jsonl")
+    asked = DatasetQuestion(
+        training=training,
         data_format=spec.data_format,
         parameters=spec.parameters,
         max_tokens_per_example=spec.max_tokens_per_example,
         max_training_examples=spec.max_training_examples,
         max_validation_examples=spec.max_validation_examples,
-        cache_folder=spec.cache_folder,
+        cache_folder=str(opened / "tokens") if opened else spec.cache_folder,
         row=row,
     )
+    return Asked(spec.base, asked, opened)
 
 
 def job_report(control: Control, principal: Principal, name: ResourceName) -> dict[str, Any]:
@@ -110,5 +131,20 @@ def _newest(control: Control, principal: Principal, name: ResourceName, file: st
     return max(runs, key=lambda run: int(run.parent.name), default=None)
 
 
-def _reference(control: Control, uri: str, found: StoredObject) -> DatasetRef:
+def _private(control: Control) -> Path:
+    return control.sealer.private.new(f"question-{new_id()}")
+
+
+def _opened(data: DatasetRef, source: BinaryIO, target: Path) -> DatasetRef:
+    """The same data at a place where it lies in the open."""
+    with target.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return data.model_copy(update={"path": str(target)})
+
+
+def _reference(control: Control, uri: str, found: StoredObject, opened: Path | None) -> DatasetRef:
+    if found.fields.kms_key and opened is not None:
+        data = DatasetRef(uri=uri, path="", size_bytes=found.size, digest=found.sha256)
+        with control.buckets.open(found) as file:
+            return _opened(data, file, opened / found.sha256)
     return DatasetRef(uri=uri, path=str(control.buckets.path(found)), size_bytes=found.size, digest=found.sha256)

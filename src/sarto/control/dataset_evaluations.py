@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from sarto.control import acting, datasets, evaluation_checks, iam, operations, resolution
+from sarto.control import acting, datasets, evaluation_checks, iam, operations, resolution, sealing
 from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.control.resolution import Deployed
@@ -30,6 +30,7 @@ from sarto.schema.evaluation import (
 )
 from sarto.schema.evaluation_faults import config_faults
 from sarto.schema.evaluation_service import EvaluateDatasetRequest, EvaluateInstancesRequest
+from sarto.storage.buckets import StoredObject
 from sarto.storage.tables import dataset_evaluation
 
 EVALUATE_DATASET, EVALUATE_INSTANCES = "aiplatform.locations.evaluateDataset", "aiplatform.locations.evaluateInstances"
@@ -51,7 +52,7 @@ def evaluate(
         autorater_config=with_judge(control, asked.autorater_config, asked.metrics),
         inference_generation_config=asked.inference_generation_config,
     )
-    faults = list(config_faults(config, "", _fields(control.buckets.path(found).open("rb").readline())))
+    faults = list(config_faults(config, "", _fields(_first_line(control, found))))
     if asked.models and not asked.metrics:
         faults = [fault for fault in faults if fault.field != ".metrics"]
     if len(asked.models) > MOST_MODELS or len(set(asked.models)) < len(asked.models):
@@ -73,6 +74,7 @@ def evaluate(
         "dataset": uri, "models": asked.models, "config": config.to_json(), "targets": targets,
         "outside": sorted({name for _, name in judge_names(config, "")} - targets.keys()),
         "output": f"{prefix}/evaluation-{new_id()}",
+        "kmsKey": found.fields.kms_key or next((one["kms_key"] for one in targets.values() if one["kms_key"]), ""),
     }  # fmt: skip
     with control.database.transaction() as connection:
         now = control.database.now(connection)
@@ -137,6 +139,11 @@ def _dataset_uri(dataset: EvaluationDataset | None) -> str:
     return uris[0]
 
 
+def _first_line(control: Control, found: StoredObject) -> bytes:
+    with control.buckets.open(found) as file:
+        return file.readline()
+
+
 def _fields(line: bytes) -> frozenset[str]:
     """What a template may ask of each row, as far as the first one tells."""
     try:
@@ -154,4 +161,4 @@ def _here(control: Control, deployed: Deployed) -> Deployed:
 
 
 def _deployed(weights: str, folder: str, digest: str) -> dict[str, Any]:
-    return asdict(Deployed(weights, weights, folder, digest))
+    return asdict(Deployed(weights, weights, folder, digest, kms_key=sealing.key_of(folder)))

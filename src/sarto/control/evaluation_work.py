@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,8 +29,12 @@ class EvaluationWork:
     def spec(self, project: str, run: dict[str, Any], folder: Path) -> EvaluationSpec:
         rows = folder / "rows.jsonl"
         found = self._control.buckets.resolve(run["dataset"], "dataset.gcs_source.uris[0]", project)
-        with around("link"):
-            self._control.buckets.link_into(found, rows)
+        if found.fields.kms_key and run.get("kmsKey"):
+            with self._control.buckets.open(found) as source, rows.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            with around("link"):
+                self._control.buckets.link_into(found, rows)
         return EvaluationSpec(
             title=f"Evaluation of {run['dataset'].rpartition('/')[2]}",
             folder=str(folder),
@@ -56,7 +61,7 @@ class EvaluationWork:
         found = EvaluationResult.model_validate_json(result)
         if found.error is not None:
             raise from_status(found.error)
-        evaluations.upload(self._control, project, folder / "out", run["output"])
+        evaluations.upload(self._control, project, folder / "out", run["output"], run.get("kmsKey", ""))
         last: dict[str, Any] = next(reversed(found.runs.values()), {})
         if last.get("error") and "evaluateDatasetResponse" not in last:
             raise from_status(last["error"])

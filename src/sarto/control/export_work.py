@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from sarto.control import sealing
 from sarto.control.context import Control
 from sarto.errors import FailedPrecondition
 from sarto.schema.runs import ExportResult, ExportSpec
@@ -39,8 +40,9 @@ class ExportWork:
             raise FailedPrecondition(found.error["message"], found.error.get("details", []))
         for name in found.files:
             self._control.buckets.put_file(
-                run["bucket"], f"{run['folder']}/{name}", folder / "files" / name, project=project
-            )
+                run["bucket"], f"{run['folder']}/{name}", folder / "files" / name, project=project,
+                kms_key=run.get("kmsKey", ""),
+            )  # fmt: skip
         comparison = found.comparison.model_dump() if found.comparison else None
         return {"@type": RESPONSE}, {"comparison": comparison}
 
@@ -52,14 +54,13 @@ class ExportWork:
         entry = control.catalog.find(run["baseModel"])
         uri = self._hold_out(run, folder / "held_out.jsonl")
         tuned = job.get("supervisedTuningSpec", {})
-        data = control.job_folder(run["job"]) / "data" / "training.json"
         metadata = job.get("tuningJobMetadata", {})
         return ExportSpec(
             model=run["model"],
             title=run["title"],
             format=run["format"],
             base=base,
-            adapter_folder=run["adapterFolder"],
+            adapter_folder=sealing.adapter(control, run["adapterFolder"]),
             folder=str(folder),
             held_out=str(folder / "held_out.jsonl"),
             held_out_uri=uri,
@@ -70,7 +71,7 @@ class ExportWork:
                 "Tuned from": run["baseModel"],
                 "Checkpoint": f"{run['checkpoint']}, after step {run['step']}",
                 "Training data": tuned.get("trainingDatasetUri", ""),
-                "Training data, sha256": orjson.loads(data.read_bytes())["digest"] if data.exists() else "",
+                "Training data, sha256": self._pinned(run["job"], "training").get("digest", ""),
                 "Hyperparameters": metadata.get("effectiveParameters", {"rank": run["rank"]}),
                 "Validation": run["origin"].get("evaluation"),
                 "Parity of training and serving": run["origin"].get("certificate"),
@@ -82,12 +83,17 @@ class ExportWork:
         """A few rows of the job's validation data, else of its training data, else of ours; says which."""
         data = self._control.job_folder(run["job"]) / "data"
         for name in ("validation", "training"):
-            record, source = data / f"{name}.json", data / f"{name}.jsonl"
-            if record.exists() and source.exists():
-                with source.open("rb") as file:
+            record, source = self._pinned(run["job"], name), data / f"{name}.jsonl"
+            if record and source.exists():
+                with sealing.open_file(self._control, run["job"], source) as file:
                     rows = [line for line in islice(file, 64) if line.strip() and len(line) < 20_000]
                 if rows:
                     target.write_bytes(b"\n".join(row.rstrip(b"\n") for row in rows[:HELD_OUT_ROWS]))
-                    return str(orjson.loads(record.read_bytes())["uri"])
+                    return str(record["uri"])
         target.write_bytes(b"\n".join(self._sample[:HELD_OUT_ROWS]))
         return SHIPPED
+
+    def _pinned(self, job: str, name: str) -> dict[str, Any]:
+        """What is known of a job's data; empty when it is gone."""
+        path = self._control.job_folder(job) / "data" / f"{name}.json"
+        return dict(orjson.loads(sealing.read(self._control, job, path))) if path.exists() else {}

@@ -53,6 +53,7 @@ def export(control: Control, principal: Principal, name: ResourceName, asked: Ex
         run = {
             "model": str(number), "title": deployed.display_name, "format": chosen, "weights": deployed.weights,
             "adapterFolder": deployed.adapter_folder, "bucket": bucket, "folder": folder, "job": row.job,
+            "kmsKey": deployed.kms_key,
             "baseModel": deployed.base_model, "checkpoint": deployed.checkpoint_id, "step": row.step,
             "rank": deployed.rank, "origin": orjson.loads(row.resource), "jobResource": orjson.loads(job or "{}"),
         }  # fmt: skip

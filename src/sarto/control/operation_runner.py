@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from sarto.control import operations
+from sarto.control import operations, sealing
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.run_specs import write_whole
@@ -82,10 +82,12 @@ class OperationRunner:
 
     def _work(self, row: AnyRow) -> None:
         """From claim to the end of the operation; lets go without a word when the lease is lost."""
+        run = orjson.loads(row.run)
         folder = self._control.home / "runs" / f"{self._of.kind}-{row.operation}"
+        if run.get("kmsKey"):  # what it reads is sealed, and what it makes will be
+            folder = self._control.sealer.private.folder / folder.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        run = orjson.loads(row.run)
         try:
             if row.lease_epoch > MAX_EPOCHS:
                 raise Unavailable(f"The {self._of.kind} was begun {MAX_EPOCHS} times and each time lost its process.")
@@ -95,7 +97,8 @@ class OperationRunner:
             response, metadata = self._of.publish(row.project, run, folder, result)
             self._end(row, {"response": response}, {**metadata, "progressPercentage": 100})
         except SartoError as error:
-            self._end(row, {"error": error.to_status()}, {})
+            status = error.to_status()
+            self._end(row, {"error": sealing.status_without_quotes(status) if run.get("kmsKey") else status}, {})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -103,7 +106,7 @@ class OperationRunner:
         """The program's result; None when the lease went or the service stops. Raises SartoError."""
         spec_file, handle = folder / "spec.json", f"{self._of.kind}-{row.operation}-{row.lease_epoch}"
         write_whole(spec_file, self._of.spec(row.project, run, folder).model_dump_json(indent=1).encode())
-        log = self._control.home / "logs" / f"{self._of.kind}s.log"
+        log = folder / "log.txt" if run.get("kmsKey") else self._control.home / "logs" / f"{self._of.kind}s.log"
         self._executor.start(handle, spec_file, log)
         said = ""
         try:

@@ -34,6 +34,7 @@ def rebase(
         labels={**{k: v for k, v in source.labels.items() if not k.startswith("sarto-")}, **wanted.labels},
         output_uri=_output(control, request, wanted, source),
         supervised_tuning_spec=_spec(control, wanted, source),
+        encryption_spec=wanted.encryption_spec or source.encryption_spec,
     )
     made = tuning_jobs.create(control, principal, parent, job)
     with control.database.transaction() as connection:

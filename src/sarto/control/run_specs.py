@@ -55,9 +55,9 @@ def prepare(
         base=base,
         base_source=base_source,
         parent_adapter=sealing.adapter(control, plan.parent_adapter) if plan.parent_adapter else None,
-        training_dataset=_pin(control, lease.project, folder / "data", "training", spec.training_dataset_uri),
+        training_dataset=_pin(control, lease.project, place, "training", spec.training_dataset_uri),
         validation_dataset=(
-            _pin(control, lease.project, folder / "data", "validation", validation_uri) if validation_uri else None
+            _pin(control, lease.project, place, "validation", validation_uri) if validation_uri else None
         ),
         data_format="translation" if plan.kind == "translation" else "auto",
         parameters=tuning_parameters(given, plan.rank, weights.learning_rate),
@@ -112,8 +112,9 @@ def write_whole(path: Path, data: bytes) -> None:
         part.replace(path)
 
 
-def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> DatasetRef:
+def _pin(control: Control, project: str, place: Workplace, name: str, uri: str) -> DatasetRef:
     """The dataset as a file of our own; made once, then found again. Raises NotFound, InvalidArgument."""
+    folder = place.folder / "data"
     record = folder / f"{name}.json"
     path = folder / f"{name}.jsonl"
     if record.exists():  # its path is that of the day; a restored home may lie elsewhere
@@ -121,7 +122,7 @@ def _pin(control: Control, project: str, folder: Path, name: str, uri: str) -> D
     found = control.buckets.resolve(uri, f"{SPEC}.{name}_dataset_uri", project)
     path.unlink(missing_ok=True)
     digest = found.sha256
-    if found.fields.kms_key:
+    if found.fields.kms_key and place.key:
         with control.buckets.open(found) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
         with path.open("rb") as plain:

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sarto.control.context import Control
 from sarto.control.leases import Lease
@@ -154,20 +154,29 @@ def job_path(job: str, name: str) -> str:
 
 def read(control: Control, job: str, path: Path) -> bytes:
     """A file that a job left in its folder, opened if it is sealed. Raises FailedPrecondition as its key does."""
+    with open_file(control, job, path) as file:
+        return file.read()
+
+
+def open_file(control: Control, job: str, path: Path) -> BinaryIO:
+    """The same for a large one; the caller closes it."""
     if not encryption.is_sealed(path):
-        return path.read_bytes()
-    name = str(path.relative_to(control.job_folder(job)))
-    return encryption.open_bytes(control.sealer.keys, path, job_path(job, name))
+        return path.open("rb")
+    return control.sealer.open(path, job_path(job, str(path.relative_to(control.job_folder(job)))))
 
 
 def adapter(control: Control, folder: str) -> str:
     """The folder with an adapter's plain files. Raises FailedPrecondition as its key does, NotFound."""
-    path = Path(folder)
+    return str(control.sealer.opened.open(Path(folder))) if key_of(folder) else folder
+
+
+def key_of(folder: str) -> str:
+    """The key that an adapter is sealed under; empty for one in the open, and for none at all."""
     try:
-        is_sealed = any(encryption.is_sealed(file) for file in path.iterdir())
-    except FileNotFoundError:
-        return folder  # whoever reads it says so
-    return str(control.sealer.opened.open(path)) if is_sealed else folder
+        source = next(Path(folder).iterdir()) if folder else None
+        return encryption.key_of(source, source.name) if source and encryption.is_sealed(source) else ""
+    except (FileNotFoundError, StopIteration):
+        return ""  # whoever reads it says so
 
 
 def status_without_quotes(status: dict[str, Any]) -> dict[str, Any]:
