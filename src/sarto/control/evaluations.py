@@ -136,6 +136,4 @@ def upload(control: Control, project: str, folder: Path, uri: str, kms_key: str 
         if path.is_file():
             content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
             name = prefix + path.relative_to(folder).as_posix()
-            control.buckets.put_file(
-                bucket, name, path, content_type=content_type, project=project, kms_key=kms_key
-            )
+            control.buckets.put_file(bucket, name, path, content_type=content_type, project=project, kms_key=kms_key)

@@ -24,6 +24,7 @@ from sarto.control.leftovers import Leftovers
 from sarto.failpoints import around
 from sarto.schema.runs import EVALUATION_FOLDER
 from sarto.schema.tuning_jobs import JobState
+from sarto.storage.rows import lock
 from sarto.storage.tables import (
     bucket,
     checkpoint,
@@ -139,7 +140,7 @@ def _adapters(control: Control) -> int:
         if not _is_stale(folder):
             continue
         with control.database.transaction() as connection:
-            control.buckets.lock(connection)
+            lock(connection)
             named = sa.select(checkpoint.c.job).where(checkpoint.c.adapter_folder == str(folder)).limit(1)
             if connection.execute(named).first() is None:
                 removed += _remove(folder)
