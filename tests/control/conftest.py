@@ -46,6 +46,7 @@ def postgres_url(postgres: str) -> Iterator[str]:
 def control(tmp_path: Path) -> Iterator[Control]:
     made = make_control(tmp_path)
     yield made
+    made.sealer.private.close()
     made.database.close()
 
 
@@ -54,6 +55,7 @@ def any_control(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cont
     """The same on both databases."""
     made = make_control(tmp_path, request.getfixturevalue("postgres_url") if request.param == "postgresql" else "")
     yield made
+    made.sealer.private.close()
     made.database.close()
 
 
