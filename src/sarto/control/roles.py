@@ -29,7 +29,9 @@ POLICIES = ("*.getIamPolicy", "*.setIamPolicy")
 ROLES: dict[str, Role] = {
     SARTO_ADMIN: Role("Administrator of the whole service; bound to the service alone", ("*",)),
     "roles/owner": Role(
-        "Everything in a project", ("*",), ("resourcemanager.projects.create", "serviceusage.quotas.update", "monitoring.timeSeries.list"),
+        "Everything in a project",
+        ("*",),
+        ("resourcemanager.projects.create", "serviceusage.quotas.update", "monitoring.timeSeries.list"),
     ),
     "roles/resourcemanager.projectIamAdmin": Role(
         "The policy of a project", ("resourcemanager.projects.*IamPolicy", PROJECT)
