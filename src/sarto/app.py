@@ -32,7 +32,7 @@ from sarto.control.batch_runner import BatchRunner
 from sarto.control.capacity import RUNS_SHARE, machine_memory_bytes
 from sarto.control.context import Control, Limits
 from sarto.control.evaluation_work import EvaluationWork
-from sarto.control.executors import EVALUATION_PROGRAM, EXPORT_PROGRAM, Executor, LocalExecutor, clean_environment
+from sarto.control.executors import EVALUATION, EXPORT, RUN, Executor, LocalExecutor, clean_environment, confined
 from sarto.control.export_work import ExportWork
 from sarto.control.judge_endpoints import JudgeEndpoint
 from sarto.control.oidc import Issuer, Providers
@@ -145,10 +145,11 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
         )  # fmt: skip
 
         stack.push_async_callback(generator.close)
-        await asyncio.to_thread(_check_confinement, settings.run_without_network == "always", environment)
+        await asyncio.to_thread(_check_confinement, settings.run_without_network == "always")
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
-        await _start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds))
+        executor = _executor(stack, environment, settings.warm_seconds, _data_bytes(control.limits))
+        await _start_loops(stack, control, generator, executor)
         await _tend_keys(stack, control, generator)
         audit_log = AuditLog(database, settings.audit_data_access)
         audit_log.start()
@@ -209,11 +210,16 @@ def _make_folders(home: Path) -> None:
             folder.chmod(0o700)
 
 
-def _check_confinement(is_required: bool, environment: Mapping[str, str]) -> None:
-    """Try once what each run does first. Raises FailedPrecondition where runs keep the network and may not."""
-    program = [sys.executable, "-m", "sarto.engine.confine"]
-    tried = subprocess.run(program, env=dict(environment), capture_output=True, text=True, check=False)
-    reason = (tried.stderr.strip().splitlines() or ["unknown reason"])[-1] if tried.returncode else ""
+def network_of_runs() -> str:
+    """Why runs on this machine keep the network; empty where they do not. Tries once what each run does first."""
+    program, environment = [sys.executable, "-m", "sarto.engine.confine"], clean_environment(os.environ)
+    tried = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    return (tried.stderr.strip().splitlines() or ["unknown reason"])[-1] if tried.returncode else ""
+
+
+def _check_confinement(is_required: bool) -> None:
+    """Raises FailedPrecondition where runs keep the network and may not."""
+    reason = network_of_runs()
     if reason and is_required:
         raise FailedPrecondition(f"run_without_network is set, and runs cannot be kept from the network: {reason}.")
     if reason:
@@ -222,10 +228,15 @@ def _check_confinement(is_required: bool, environment: Mapping[str, str]) -> Non
         logger.info("runs have no network")
 
 
-def _executor(stack: AsyncExitStack, environment: Mapping[str, str], warm_seconds: float) -> Executor:
+def _data_bytes(limits: Limits) -> int:
+    """Most memory of its own that one run may map; unbound with GPUs, whose driver maps far more than it uses."""
+    return 0 if limits.run_gpus else max(limits.run_memory_bytes, int(RUNS_SHARE * machine_memory_bytes()))
+
+
+def _executor(stack: AsyncExitStack, environment: Mapping[str, str], warm_seconds: float, data_bytes: int) -> Executor:
     if not warm_seconds:
-        return LocalExecutor(environment)
-    warm = WarmExecutor(environment, warm_seconds)
+        return LocalExecutor(environment, confined(RUN, data_bytes))
+    warm = WarmExecutor(environment, warm_seconds, data_bytes)
     stack.callback(warm.close)
     return warm
 
@@ -241,8 +252,9 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     collector = Collector(control)
     collector.start()
     stack.push_async_callback(asyncio.to_thread, collector.stop)
+    data_bytes = _data_bytes(control.limits)
     exports = OperationRunner(
-        control, model_export, LocalExecutor(clean_environment(os.environ), EXPORT_PROGRAM),
+        control, model_export, LocalExecutor(clean_environment(os.environ), confined(EXPORT, data_bytes)),
         ExportWork(control, validation_rows()),
     )  # fmt: skip
     exports.start()
@@ -255,7 +267,7 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
         return asyncio.run_coroutine_threadsafe(answer(deployed, asked), loop).result()
 
     evaluations = OperationRunner(
-        control, dataset_evaluation, LocalExecutor(clean_environment(os.environ), EVALUATION_PROGRAM),
+        control, dataset_evaluation, LocalExecutor(clean_environment(os.environ), confined(EVALUATION, data_bytes)),
         EvaluationWork(control, answer_now),
     )  # fmt: skip
     evaluations.start()
@@ -336,6 +348,7 @@ def _limits(settings: Settings) -> Limits:
         max_dataset_bytes=settings.max_dataset_bytes,
         max_training_examples=settings.max_training_examples,
         max_validation_examples=settings.max_validation_examples,
+        tuning_in_global=settings.tuning_in_global,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
         reserve_bytes=settings.reserve_bytes,

@@ -115,6 +115,8 @@ class Settings(BaseModel):
     """Most rows in a training file."""
     max_validation_examples: int = 5_000
     """Most rows in a validation file."""
+    tuning_in_global: bool = False
+    """Let jobs of Gemini and translation models be made in the location `global`; open models always can be."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest JSON request body, in bytes; uploads of objects are not bound by it."""
     requests_per_second: float = 0.0

@@ -20,7 +20,7 @@ from sarto.control.auth import Authenticator
 from sarto.settings import Settings
 
 PERMISSION = re.compile(
-    r"(aiplatform|storage|resourcemanager|cloudtranslate|iam|cloudkms|logging|serviceusage)\.[a-zA-Z]+\.[a-zA-Z]+"
+    r"(aiplatform|storage|resourcemanager|cloudtranslate|iam|cloudkms|logging|monitoring|serviceusage)\.[a-zA-Z]+\.[a-zA-Z]+"
 )
 PUBLIC_PATHS = re.compile(r"/(|healthz|readyz|openapi\.json|docs|token|sts/token|oauth2/v3/certs|computeMetadata/.*)")
 

@@ -26,6 +26,8 @@ def test_a_healthy_home_is_all_well(tmp_path: Path) -> None:
     make_control(home).database.close()
     home.chmod(0o700)
     code, found = doctor(home, SARTO_MODELS_FOLDER=str(home / "models"), SARTO_PORT="0")
+    network = found.pop("runs' network")  # whether it can be taken from runs depends on the machine, and it says so
+    assert network["state"] == "ok" or ("runs keep it" in network["found"] and network["advice"])
     assert code == 0 and {one["state"] for one in found.values()} == {"ok"}, found
     assert set(found) >= {"database", "disk", "memory", "threads", "base weights", "port", "clock"}
 

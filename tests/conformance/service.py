@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google.oauth2 import service_account
 
 from tests.tiny import make_tiny_base
@@ -56,6 +58,13 @@ model = "{model}"
 key_variable = "JUDGE_KEY"
 private_address = true
 """
+ISSUER = "https://login.example.com"
+PROVIDER = """
+[[oidc_issuers]]
+issuer = "{issuer}"
+audience = "sarto"
+jwks = "{jwks}"
+"""
 MAIN = "from sarto.cli import main; main()"
 ANSWERS = ["yes", "no", "maybe", "never"]
 
@@ -68,6 +77,11 @@ class Service:
         home.mkdir(parents=True, exist_ok=True)
         (home / "catalog.toml").write_text(CATALOG)
         make_tiny_base(home / "models" / "tiny")
+        self._provider_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        row = jwt.algorithms.RSAAlgorithm.to_jwk(self._provider_key.public_key(), as_dict=True)
+        (home / "jwks.json").write_text(json.dumps({"keys": [row | {"kid": "k1", "use": "sig"}]}))
+        self._provider = PROVIDER.format(issuer=ISSUER, jwks=home / "jwks.json")
+        (home / "config.toml").write_text(self._provider)
         self.key_file = home / "credentials" / "admin.json"
         self.address = ""
         self._child: subprocess.Popen[bytes] | None = None
@@ -76,13 +90,16 @@ class Service:
         """Name, form, address and model of judges elsewhere, into the configuration."""
         names = ("name", "kind", "url", "model")
         tables = [JUDGE.format(**dict(zip(names, judge, strict=True))) for judge in judges]
-        (self.home / "config.toml").write_text('default_judge = "outside/fair"\n' + "".join(tables))
+        config = 'default_judge = "outside/fair"\n' + self._provider + "".join(tables)
+        (self.home / "config.toml").write_text(config)
 
-    def start(self, *options: str, **environment: str) -> None:
+    def start(self, *options: str, output: str = os.devnull, **environment: str) -> None:
+        """Start it and wait until it answers; what it prints goes to the file `output`."""
         command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--home", str(self.home), *options]
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "SARTO_MODELS_FOLDER": str(self.home / "models")}
         environ |= {"SARTO_METADATA_SERVER": "true", "SARTO_THREADS": "1", **environment}
-        self._child = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+        with Path(output).open("w") as file:
+            self._child = subprocess.Popen(command, env=environ, stdout=file)
         deadline = time.monotonic() + 60
         while not (self.home / "address").exists():
             assert self._child.poll() is None and time.monotonic() < deadline, "the server did not start"
@@ -120,6 +137,13 @@ class Service:
     def credentials(self) -> service_account.Credentials:
         """The administrator's key, as every Google client reads it."""
         return service_account.Credentials.from_service_account_file(str(self.key_file), scopes=SCOPES)
+
+    def user_token(self, email: str, **claims: Any) -> str:
+        """What the provider gives a user who has signed in there."""
+        now = int(time.time())
+        whole = {"iss": ISSUER, "aud": "sarto", "sub": email, "iat": now, "exp": now + 600}
+        whole |= {"email": email, "email_verified": True} | claims
+        return jwt.encode(whole, self._provider_key, "RS256", headers={"kid": "k1"})
 
     def token(self) -> str:
         from google.auth.transport.requests import Request

@@ -154,3 +154,30 @@ def test_operations_refuse_a_filter_by_name(http: httpx.Client) -> None:
 def test_a_finished_job_keeps_its_last_loss_and_speed(tuned: dict[str, Any]) -> None:
     throughput = tuned["tuningJobMetadata"].get("throughput", {"loss": 0.0, "tokensPerSecond": 0.0})
     assert set(throughput) == {"loss", "tokensPerSecond"}
+
+
+def test_another_order_than_ours_is_refused_and_not_dropped(http: httpx.Client) -> None:
+    for collection in ("tuningJobs", "models", "endpoints", "tensorboards", "batchPredictionJobs"):
+        url = f"/v1/{PARENT}/{collection}"
+        assert http.get(url, params={"orderBy": "create_time desc"}).status_code == 200
+        answer = http.get(url, params={"orderBy": "create_time"})
+        assert answer.status_code == 400 and "order_by" in answer.text, (collection, answer.text)
+
+
+def test_tools_that_google_hosts_are_refused_by_name(http: httpx.Client) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "a"}]}], "tools": [{"googleSearch": {}}]}
+    answer = http.post(f"/v1/{PARENT}/publishers/google/models/gemini-2.0-flash-001:generateContent", json=body)
+    assert answer.status_code == 400 and "googleSearch is hosted by Google" in answer.text
+
+
+def test_gemini_is_not_tuned_in_global(http: httpx.Client, dataset: Dataset) -> None:
+    body = {"baseModel": "gemini-2.0-flash-001", "supervisedTuningSpec": {"trainingDatasetUri": dataset.training}}
+    answer = http.post("/v1/projects/demo/locations/global/tuningJobs", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["status"] == "FAILED_PRECONDITION", answer.text
+
+
+def test_a_client_that_will_not_wait_is_told_so(http: httpx.Client) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "a"}]}], "generationConfig": {"maxOutputTokens": 1500}}
+    url = f"/v1/{PARENT}/publishers/google/models/gemini-2.0-flash-001:generateContent"
+    answer = http.post(url, json=body, headers={"X-Server-Timeout": "0.02"})
+    assert answer.status_code == 504 and answer.json()["error"]["status"] == "DEADLINE_EXCEEDED", answer.text

@@ -9,13 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
-from sarto.control import batch_predictions
+from sarto.control import batch_predictions, iam, projects
 from sarto.control.batch_runner import Answer, BatchRunner
 from sarto.control.context import Control
 from sarto.control.resolution import Deployed
-from sarto.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from sarto.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 from sarto.names import ResourceName, parse_resource
 from sarto.schema.batch_predictions import BatchPredictionJob
+from sarto.storage.tables import binding
 from tests.control.homes import PARENT, member
 
 ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
@@ -129,6 +130,44 @@ def test_a_running_job_is_cancelled_soon_and_a_waiting_one_at_once(control: Cont
     assert job["state"] == "JOB_STATE_CANCELLED" and job["error"]["code"] == 1
     batch_predictions.cancel(control, member(control), name)
     assert batch_predictions.get(control, member(control), name) == job
+
+
+def test_what_a_cancelled_job_had_answered_is_stored(control: Control) -> None:
+    name = made(control, rows("a", "b", "c", "last"))
+
+    async def until_last(deployed: Deployed, request: dict[str, Any]) -> dict[str, Any]:
+        if request["contents"][0]["parts"][0]["text"] == "last":
+            await asyncio.to_thread(batch_predictions.cancel, control, member(control), name)
+            await asyncio.Event().wait()
+        return await echo(deployed, request)
+
+    run(control, until_last, ended(control, name))
+    job = batch_predictions.get(control, member(control), name)
+    assert job["state"] == "JOB_STATE_CANCELLED" and job["error"]["code"] == 1
+    assert job["completionStats"] == {"successfulCount": "3", "failedCount": "0", "incompleteCount": "1"}
+    assert [line["id"] for line in predictions(control, job)] == ["a", "b", "c"]
+
+
+def test_the_service_agent_must_be_allowed_to_read_and_to_write(control: Control) -> None:
+    name = made(control, rows("a"))
+    project = projects.find(control.database, "demo")
+    assert project is not None
+    with control.database.transaction() as connection:
+        agent = binding.c.member == f"serviceAccount:{project.agent}"
+        connection.execute(binding.delete().where(agent, binding.c.role == "roles/storage.objectAdmin"))
+    control.database.rights_changes += 1
+    run(control, echo, ended(control, name))
+    job = batch_predictions.get(control, member(control), name)
+    assert job["state"] == "JOB_STATE_FAILED" and "outputInfo" not in job
+    assert job["error"]["code"] == 7 and "Grant it: `sarto --project demo iam bind" in job["error"]["message"]
+    with pytest.raises(PermissionDenied, match=r"may not read gs://batch/in\.jsonl"):
+        batch_predictions.create(control, member(control), PARENT, body("gs://batch/in.jsonl"))
+    with control.database.transaction() as connection:
+        key = f"projects/{project.number}/buckets/batch"
+        iam.bind(connection, key, "roles/storage.objectViewer", f"serviceAccount:{project.agent}")
+    control.database.rights_changes += 1
+    with pytest.raises(PermissionDenied, match="may not write gs://batch/out"):
+        batch_predictions.create(control, member(control), PARENT, body("gs://batch/in.jsonl"))
 
 
 def test_a_dead_runners_job_goes_on_behind_its_last_whole_line(any_control: Control) -> None:

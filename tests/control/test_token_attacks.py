@@ -203,7 +203,7 @@ def attacks(place: Place) -> Iterator[tuple[str, str]]:
     yield "access of an unknown key", place.access(key="f" * 40)
     own = service_accounts.find_key(place.server.database, key)
     assert own is not None
-    yield "identity token as a bearer", place.server.identity_token(own, ADDRESS)
+    yield "identity token as a bearer", place.server.identity_token(own.account, ADDRESS)
     yield from (
         ("nothing", ""),
         ("no token", "x"),

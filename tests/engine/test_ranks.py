@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sarto.control.executors import RUN_PROGRAM, LocalExecutor, clean_environment
+from sarto.control.executors import LocalExecutor, clean_environment
 from sarto.engine.data.batches import Tokenized, plan, shares
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.schema.runs import BaseWeights, RunResult, RunSpec
@@ -88,7 +88,7 @@ def test_two_ranks_learn_what_one_learns(tiny: BaseWeights, tmp_path: Path) -> N
 def test_ranks_meet_where_a_run_has_no_network_and_all_end_with_it(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "job", ranks=2)
     folder = Path(spec.run_folder)
-    executor = LocalExecutor(clean_environment(os.environ), RUN_PROGRAM)
+    executor = LocalExecutor(clean_environment(os.environ))
     executor.start("one", folder / "spec.json", folder / "log.txt")
     while (code := executor.poll("one")) is None:
         time.sleep(POLL_SECONDS)

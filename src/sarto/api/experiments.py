@@ -21,6 +21,7 @@ async def get_store(request: Request) -> Reply:
 
 
 async def list_stores(request: Request) -> Reply:
+    page(request)
     place = parent(request)
     return listing("metadataStores", ([_store(f"{place}/metadataStores/{STORE}")], ""))
 
@@ -39,6 +40,7 @@ async def list_contexts(request: Request) -> Reply:
 
 async def list_executions(request: Request) -> Reply:
     _check_store(request)
+    page(request)
     chosen = query(request).get("filter", "")
     return listing("executions", await in_control(request, experiments.list_executions, parent(request), chosen))
 
@@ -56,6 +58,7 @@ async def get_artifact(request: Request) -> Reply:
 
 
 async def list_tensorboards(request: Request) -> Reply:
+    page(request)
     chosen = query(request).get("filter", "")
     return listing("tensorboards", await in_control(request, experiments.list_tensorboards, parent(request), chosen))
 
@@ -80,6 +83,7 @@ async def get_experiment(request: Request) -> Reply:
 
 async def list_runs(request: Request) -> Reply:
     await _board(request)
+    page(request)
     chosen, experiment = query(request).get("filter", ""), request.path_params["experiment"]
     found = await in_control(request, experiments.list_tensorboard_runs, parent(request), experiment, chosen)
     return listing("tensorboardRuns", found)
@@ -93,7 +97,9 @@ async def get_run(request: Request) -> Reply:
 
 async def list_time_series(request: Request) -> Reply:
     await _board(request)
-    found = await in_control(request, experiments.list_time_series, parent(request), request.path_params["run"])
+    page(request)
+    chosen, run = query(request).get("filter", ""), request.path_params["run"]
+    found = await in_control(request, experiments.list_time_series, parent(request), run, chosen)
     return listing("tensorboardTimeSeries", found)
 
 

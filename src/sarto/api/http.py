@@ -229,8 +229,10 @@ def query(request: Request) -> Mapping[str, str]:
 
 
 def page(request: Request) -> tuple[int, str]:
-    """`pageSize` (0 when not given) and `pageToken`."""
+    """`pageSize` (0 when not given) and `pageToken`. Raises InvalidArgument for another order than the one we have."""
     values = query(request)
+    if values.get("order_by", "").replace("createTime", "create_time").strip() not in ("", "create_time desc"):
+        raise InvalidArgument.field("order_by", 'Lists are newest first: leave it out, or write "create_time desc".')
     text = values.get("page_size") or "0"
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InvalidArgument.field("page_size", f'"{text}" is not a number from 0 to 999999999')

@@ -21,7 +21,7 @@ from sarto.api.http import (
     resource_name,
     services,
 )
-from sarto.api.routing import Route
+from sarto.api.routing import Handler, Route
 from sarto.control import keys
 from sarto.errors import InvalidArgument
 from sarto.storage.keys import KeyName
@@ -35,6 +35,24 @@ VERSIONS = f"{KEY}/cryptoKeyVersions"
 VERSION = f"{VERSIONS}/{{version}}"
 
 
+def _one(function: Callable[..., Any], behind: str = "") -> Handler:
+    """Answers `function` for the resource of the path, or for its parent when `behind` is the collection in it."""
+
+    async def one(request: Request) -> Reply:
+        await _body(request)
+        return reply(await _asked(request, function, _name(request, behind)))
+
+    return one
+
+
+def _all(collection: str, function: Callable[..., Any]) -> Handler:
+    async def all_(request: Request) -> Reply:
+        name = _name(request, f"/{collection}")
+        return listing(collection, await _asked(request, function, name, *page(request)))
+
+    return all_
+
+
 async def create_ring(request: Request) -> Reply:
     await _body(request)
     return reply(await _asked(request, keys.create_ring, parent(request), query(request).get("key_ring_id", "")))
@@ -44,22 +62,9 @@ async def list_rings(request: Request) -> Reply:
     return listing("keyRings", await _asked(request, keys.list_rings, parent(request, wildcard=True), *page(request)))
 
 
-async def get_ring(request: Request) -> Reply:
-    return reply(await _asked(request, keys.get_ring, _name(request)))
-
-
 async def create_key(request: Request) -> Reply:
     body, name = await _body(request), _name(request, "/cryptoKeys")
     return reply(await _asked(request, keys.create_key, name, query(request).get("crypto_key_id", ""), body))
-
-
-async def list_keys(request: Request) -> Reply:
-    name = _name(request, "/cryptoKeys")
-    return listing("cryptoKeys", await _asked(request, keys.list_keys, name, *page(request)))
-
-
-async def get_key(request: Request) -> Reply:
-    return reply(await _asked(request, keys.get_key, _name(request)))
 
 
 async def update_key(request: Request) -> Reply:
@@ -72,35 +77,11 @@ async def set_primary(request: Request) -> Reply:
     return reply(await _asked(request, keys.set_primary, name, str(body.get("cryptoKeyVersionId", ""))))
 
 
-async def create_version(request: Request) -> Reply:
-    await _body(request)
-    return reply(await _asked(request, keys.create_version, _name(request, "/cryptoKeyVersions")))
-
-
-async def list_versions(request: Request) -> Reply:
-    name = _name(request, "/cryptoKeyVersions")
-    return listing("cryptoKeyVersions", await _asked(request, keys.list_versions, name, *page(request)))
-
-
-async def get_version(request: Request) -> Reply:
-    return reply(await _asked(request, keys.get_version, _name(request)))
-
-
 async def update_version(request: Request) -> Reply:
     body, name = await _body(request), _name(request)
     if _mask(request) != ["state"]:
         raise InvalidArgument.field("update_mask", "Only state can be changed; write updateMask=state.")
     return reply(await _asked(request, keys.set_state, name, str(body.get("state", ""))))
-
-
-async def destroy_version(request: Request) -> Reply:
-    await _body(request)
-    return reply(await _asked(request, keys.destroy, _name(request)))
-
-
-async def restore_version(request: Request) -> Reply:
-    await _body(request)
-    return reply(await _asked(request, keys.restore, _name(request)))
 
 
 async def _asked(request: Request, function: Callable[..., Any], *args: Any) -> Any:
@@ -131,13 +112,13 @@ ROUTES = [
         {"type": "object"}, query=("key_ring_id",),
     ),
     Route("GET", RINGS, list_rings, "cloudkms.keyRings.list", "List key rings", query=PAGE),
-    Route("GET", RING, get_ring, "cloudkms.keyRings.get", "Get a key ring"),
+    Route("GET", RING, _one(keys.get_ring), "cloudkms.keyRings.get", "Get a key ring"),
     Route(
         "POST", KEYS, create_key, "cloudkms.cryptoKeys.create", "Create a key with its first version",
         {"type": "object"}, query=("crypto_key_id",),
     ),
-    Route("GET", KEYS, list_keys, "cloudkms.cryptoKeys.list", "List keys", query=PAGE),
-    Route("GET", KEY, get_key, "cloudkms.cryptoKeys.get", "Get a key"),
+    Route("GET", KEYS, _all("cryptoKeys", keys.list_keys), "cloudkms.cryptoKeys.list", "List keys", query=PAGE),
+    Route("GET", KEY, _one(keys.get_key), "cloudkms.cryptoKeys.get", "Get a key"),
     Route(
         "PATCH", KEY, update_key, "cloudkms.cryptoKeys.update", "Change a key's labels or rotation",
         {"type": "object"}, query=("update_mask",),
@@ -147,21 +128,24 @@ ROUTES = [
         "Let another version wrap from now on", {"type": "object"},
     ),
     Route(
-        "POST", VERSIONS, create_version, "cloudkms.cryptoKeyVersions.create", "Add a version to a key",
-        {"type": "object"},
+        "POST", VERSIONS, _one(keys.create_version, "/cryptoKeyVersions"), "cloudkms.cryptoKeyVersions.create",
+        "Add a version to a key", {"type": "object"},
     ),
-    Route("GET", VERSIONS, list_versions, "cloudkms.cryptoKeyVersions.list", "List a key's versions", query=PAGE),
-    Route("GET", VERSION, get_version, "cloudkms.cryptoKeyVersions.get", "Get a version of a key"),
+    Route(
+        "GET", VERSIONS, _all("cryptoKeyVersions", keys.list_versions), "cloudkms.cryptoKeyVersions.list",
+        "List a key's versions", query=PAGE,
+    ),
+    Route("GET", VERSION, _one(keys.get_version), "cloudkms.cryptoKeyVersions.get", "Get a version of a key"),
     Route(
         "PATCH", VERSION, update_version, "cloudkms.cryptoKeyVersions.update", "Enable or disable a version",
         {"type": "object"}, query=("update_mask",),
     ),
     Route(
-        "POST", f"{VERSION}:destroy", destroy_version, "cloudkms.cryptoKeyVersions.destroy",
+        "POST", f"{VERSION}:destroy", _one(keys.destroy), "cloudkms.cryptoKeyVersions.destroy",
         "Schedule the destruction of a version's material", {"type": "object"},
     ),
     Route(
-        "POST", f"{VERSION}:restore", restore_version, "cloudkms.cryptoKeyVersions.restore",
+        "POST", f"{VERSION}:restore", _one(keys.restore), "cloudkms.cryptoKeyVersions.restore",
         "Take a scheduled destruction back", {"type": "object"},
     ),
 ]  # fmt: skip

@@ -83,7 +83,7 @@ def _is_typed_client(request: Request) -> bool:
     return b"enum-encoding" in request.scope["query_string"] or request.scope["path"].startswith("/ui/")
 
 
-def read_timeout(text: str) -> float:
+def read_timeout(text: str, field: str = "timeout") -> float:
     """A duration in Google's JSON form; 0 when there is none. Raises InvalidArgument."""
     try:
         number, unit = (text or "0s")[:-1], (text or "0s")[-1]
@@ -91,5 +91,5 @@ def read_timeout(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if math.isnan(seconds):
-        raise InvalidArgument.field("timeout", f'{text!r} is not a duration such as "30s".') from None
-    return max(0.0, min(seconds, 3600.0))
+        raise InvalidArgument.field(field, f'{text!r} is not a duration such as "30s".') from None
+    return max(0.0, min(seconds, 86_400.0))

@@ -6,15 +6,21 @@ import json
 from base64 import b64encode
 from typing import Any
 
+from pydantic import Field
 from starlette.requests import Request
 
 from sarto.api.http import Reply, in_thread, principal, read_message, reply, services
+from sarto.api.operations import read_timeout
 from sarto.api.policies import account_project
 from sarto.api.routing import Handler, Route
-from sarto.control import accounts, service_accounts
+from sarto.api.tokens import SCOPE
+from sarto.control import account_tokens, accounts, service_accounts
+from sarto.control.auth import MAX_LIFE_SECONDS, Authenticator
 from sarto.control.context import AnyRow
 from sarto.control.events import timestamp
-from sarto.schema.wire import Message, Text, Timestamp
+from sarto.errors import InvalidArgument, Unimplemented
+from sarto.schema.wire import Boolean, Message, Text, Timestamp
+from sarto.storage.database import Database
 
 FOREVER = "9999-12-31T23:59:59Z"
 
@@ -58,11 +64,31 @@ class ServiceAccountKey(Message):
     disabled: bool = False
 
 
+class GenerateAccessTokenRequest(Message):
+    """`scope` is asked for and not looked at: what a token may do is in policies."""
+
+    name: Text = ""
+    delegates: list[Text] = Field(default_factory=list)
+    scope: list[Text] = Field(default_factory=list)
+    lifetime: Text = ""
+
+
+class GenerateIdTokenRequest(Message):
+    name: Text = ""
+    delegates: list[Text] = Field(default_factory=list)
+    audience: Text = ""
+    include_email: Boolean = False
+
+
 async def _called(request: Request, function: Any, *more: Any) -> Any:
     """`function(database, principal, project, email, …)` for the account of the path."""
+    return await _called_with(request, services(request).database, function, *more)
+
+
+async def _called_with(request: Request, served: Database | Authenticator, function: Any, *more: Any) -> Any:
     email = request.path_params["account"]
     project = account_project(request.path_params["project"], email)
-    return await in_thread(request, function, services(request).database, principal(request), project, email, *more)
+    return await in_thread(request, function, served, principal(request), project, email, *more)
 
 
 async def create(request: Request) -> Reply:
@@ -88,12 +114,38 @@ async def delete(request: Request) -> Reply:
     return reply({})
 
 
-def _switch(disabled: bool) -> Handler:
+def _switch(function: Any, *parts: str, disabled: bool) -> Handler:
+    """Disables or enables an account, or what else the `parts` of the path name."""
+
     async def switch(request: Request) -> Reply:
-        await _called(request, accounts.switch, disabled)
+        await _called(request, function, *(request.path_params[part] for part in parts), disabled)
         return reply({})
 
     return switch
+
+
+async def generate_access_token(request: Request) -> Reply:
+    asked = await read_message(request, GenerateAccessTokenRequest)
+    _refuse_delegates(asked.delegates)
+    if not asked.scope:
+        raise InvalidArgument.field("scope", f"Required field is not set; give {SCOPE}.")
+    seconds = read_timeout(asked.lifetime, "lifetime") if asked.lifetime else float(MAX_LIFE_SECONDS)
+    server = services(request).authenticator
+    return reply(await _called_with(request, server, account_tokens.access_token, seconds))
+
+
+async def generate_id_token(request: Request) -> Reply:
+    asked = await read_message(request, GenerateIdTokenRequest)
+    _refuse_delegates(asked.delegates)
+    server = services(request).authenticator
+    return reply(await _called_with(request, server, account_tokens.identity_token, asked.audience))
+
+
+def _refuse_delegates(delegates: list[str]) -> None:
+    if delegates:
+        raise Unimplemented(
+            "delegates: a chain of accounts is not built; give the caller the role on the account itself."
+        )
 
 
 async def create_key(request: Request) -> Reply:
@@ -116,14 +168,6 @@ async def get_key(request: Request) -> Reply:
 async def delete_key(request: Request) -> Reply:
     await _called(request, accounts.delete_key, request.path_params["key"])
     return reply({})
-
-
-def _switch_key(disabled: bool) -> Handler:
-    async def switch(request: Request) -> Reply:
-        await _called(request, accounts.switch_key, request.path_params["key"], disabled)
-        return reply({})
-
-    return switch
 
 
 def _account(row: AnyRow) -> dict[str, Any]:
@@ -165,8 +209,22 @@ ROUTES = [
     Route("GET", ALL, list_, f"{A}.list", "List service accounts", query=("page_size", "page_token")),
     Route("GET", ONE, get, f"{A}.get", "Get a service account", response=ServiceAccountMessage),
     Route("DELETE", ONE, delete, f"{A}.delete", "Delete a service account, its keys and its rights"),
-    Route("POST", f"{ONE}:disable", _switch(True), f"{A}.disable", "Disable a service account", NOTHING),
-    Route("POST", f"{ONE}:enable", _switch(False), f"{A}.enable", "Enable a service account", NOTHING),
+    Route(
+        "POST", f"{ONE}:disable", _switch(accounts.switch, disabled=True), f"{A}.disable",
+        "Disable a service account", NOTHING,
+    ),
+    Route(
+        "POST", f"{ONE}:enable", _switch(accounts.switch, disabled=False), f"{A}.enable",
+        "Enable a service account", NOTHING,
+    ),
+    Route(
+        "POST", f"{ONE}:generateAccessToken", generate_access_token, f"{A}.getAccessToken",
+        "Make a short-lived access token of an account", GenerateAccessTokenRequest,
+    ),
+    Route(
+        "POST", f"{ONE}:generateIdToken", generate_id_token, f"{A}.getOpenIdToken",
+        "Make an identity token of an account", GenerateIdTokenRequest,
+    ),
     Route("POST", KEYS, create_key, f"{K}.create", "Make a key", CreateServiceAccountKeyRequest, ServiceAccountKey),
     Route("GET", KEYS, list_keys, f"{K}.list", "List the keys of an account", query=("key_types",)),
     Route(
@@ -179,6 +237,12 @@ ROUTES = [
         query=("public_key_type",),
     ),
     Route("DELETE", KEY, delete_key, f"{K}.delete", "Delete a key"),
-    Route("POST", f"{KEY}:disable", _switch_key(True), f"{K}.disable", "Disable a key", NOTHING),
-    Route("POST", f"{KEY}:enable", _switch_key(False), f"{K}.enable", "Enable a key", NOTHING),
-]
+    Route(
+        "POST", f"{KEY}:disable", _switch(accounts.switch_key, "key", disabled=True), f"{K}.disable",
+        "Disable a key", NOTHING,
+    ),
+    Route(
+        "POST", f"{KEY}:enable", _switch(accounts.switch_key, "key", disabled=False), f"{K}.enable",
+        "Enable a key", NOTHING,
+    ),
+]  # fmt: skip

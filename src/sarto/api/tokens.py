@@ -98,7 +98,7 @@ async def _account(request: Request, email: str, what: str) -> Reply:
         if not audience:
             raise InvalidArgument.field("audience", "Required field is not set.")
         key = await in_thread(request, authenticator.newest_key, email)
-        return _text(await in_thread(request, authenticator.identity_token, key, audience))
+        return _text(await in_thread(request, authenticator.identity_token, key.account, audience))
     if what == "" and query(request).get("recursive", "").lower() == "true":
         body = {"aliases": ["default"], "email": email, "scopes": [SCOPE]}
         return Reply(orjson.dumps(body), headers=[FLAVOR])

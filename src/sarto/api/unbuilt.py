@@ -155,6 +155,10 @@ GROUPS: tuple[Group, ...] = (
         "UpdateCachedContent": "PATCH /{cache}",
         "DeleteCachedContent": "DELETE /{cache}",
     }),
+    ("IAMCredentials", "Sign with a key file of the account.", "/v1/projects/{project}/serviceAccounts/{account}", {
+        "SignBlob": "POST :signBlob",
+        "SignJwt": "POST :signJwt",
+    }),
     *(
         ("TranslationService", TRANSLATE, f"/v3/projects/{{project}}{place}", {
             "DetectLanguage": "POST :detectLanguage",

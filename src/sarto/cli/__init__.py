@@ -5,9 +5,12 @@ Read `program` (the commands and how errors end), then `client` (where, who, req
 
 from __future__ import annotations
 
+from sarto.secrecy import keep_memory_private
+
 
 def main() -> None:
     """The `sarto` program."""
+    keep_memory_private()
     from sarto.cli.program import run  # here, so that importing one command's module does not load all of them
 
     run()

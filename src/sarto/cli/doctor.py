@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from sarto import settings as settings_
-from sarto.app import cores
+from sarto.app import cores, network_of_runs
 from sarto.catalog import Catalog
 from sarto.cli import output
 from sarto.cli.backup import Home
@@ -63,7 +63,7 @@ def examine(home: Path | None) -> list[Finding]:
         return [Finding("settings", "fault", error.message, "Mend or remove that key.")]
     checks: tuple[tuple[str, Callable[[Settings], Finding]], ...] = (
         ("home", _home), ("database", _database), ("clock", _clock), ("disk", _disk), ("memory", _memory),
-        ("threads", _threads), ("base weights", _weights), ("port", _port),
+        ("threads", _threads), ("base weights", _weights), ("port", _port), ("runs' network", _network),
     )  # fmt: skip
     return [Finding("settings", "ok", str(settings.home / "config.toml")), *(_safe(*one, settings) for one in checks)]
 
@@ -168,6 +168,15 @@ def _weights(settings: Settings) -> Finding:
     except SartoError as error:
         return Finding("base weights", "fault", error.message, f"sarto models pull {weights.id}")
     return Finding("base weights", "ok", f"{weights.id} at {catalog.folder(weights)}")
+
+
+def _network(settings: Settings) -> Finding:
+    reason = network_of_runs()
+    if not reason:
+        return Finding("runs' network", "ok", "runs are kept from it")
+    state: Literal["warning", "fault"] = "fault" if settings.run_without_network == "always" else "warning"
+    advice = "Allow user namespaces (sysctl user.max_user_namespaces), or run where they are; see docs/operations.md."
+    return Finding("runs' network", state, f"runs keep it: {reason}", advice)
 
 
 def _port(settings: Settings) -> Finding:

@@ -54,6 +54,15 @@ OPENED = (PreTunedModel, SupervisedTuningSpec, SupervisedHyperParameters, Encryp
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": "time", "Any": "value"}
 REFUSED: dict[str, str] = {}
 NOTES: dict[str, str] = {
+    "gcs_metrics_uri": "Never set: metrics are read through `experiment`.",
+    "pipeline_job": "Never set: there are no pipelines.",
+    "satisfies_pzs": "Never set.",
+    "satisfies_pzi": "Never set.",
+    "name": "The id has 19 digits and grows with time.",
+    "state": "Never QUEUED, PAUSED, EXPIRED, UPDATING or PARTIALLY_SUCCEEDED.",
+    "experiment": "Absent until the job has begun to run.",
+    "tuning_job_metadata": "Beside Google's counts: chosen parameters with reasons, and speed.",
+    "tuned_model": "`endpoint` is that of the checkpoint that was the default when the job ended.",
     "base_model": "A name of the catalogue, bare or as `publishers/google/models/X`; or a tuned model's name.",
     "pre_tuned_model": "Tunes a tuned model further; its model gets a new version unless the display name is another.",
     "custom_base_model": "Open models: a `gs://` folder of config.json, safetensors, tokenizer.json and chat template,"

@@ -45,9 +45,13 @@ def list_(database: Database, principal: Principal, project: str) -> list[AnyRow
 
 
 def get(database: Database, principal: Principal, project: str, email: str) -> AnyRow:
-    number = _require(database, principal, f"{ACCOUNTS}.get", project, email)
+    return find(database, _require(database, principal, f"{ACCOUNTS}.get", project, email), email)
+
+
+def find(database: Database, project: str, email: str) -> AnyRow:
+    """The account in the project with this number. Raises NotFound."""
     with database.reading() as connection:
-        return _account(connection, number, email)
+        return _account(connection, project, email)
 
 
 def switch(database: Database, principal: Principal, project: str, email: str, disabled: bool) -> None:

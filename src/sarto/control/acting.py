@@ -1,12 +1,13 @@
 """As whom a job runs: the account it names, or the project's service agent. What a run reads and writes in buckets is
 checked with that identity's rights and nothing more, when the job is made, when it starts, and before its output.
 
-A refusal names the missing binding and the very command that gives it. Used by `validation` and `attempts`.
+A refusal names the missing binding and the very command that gives it. Used by `validation`, `attempts` and
+`batch_predictions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import sqlalchemy as sa
 
@@ -39,9 +40,14 @@ def check_run(control: Control, number: str, job: TuningJob) -> None:
     if account:
         _check_known(control, project, account)
         _check_agent(control, project, account)
-    runner = Principal(account or project.agent, number)
-    for uri, permission in _touched(job):
-        _check_bucket(control, project, runner, uri, permission)
+    _check_uses(control, project, account or project.agent, _touched(job))
+
+
+def check_agent(control: Control, number: str, uses: Iterable[tuple[str, str]]) -> None:
+    """Whether the project's service agent may do all of `uses`: a URI, and the permission asked for there. For work
+    that runs as nobody else. Raises PermissionDenied."""
+    project = _project(control, number)
+    _check_uses(control, project, project.agent, uses)
 
 
 def may_read(control: Control, principal: Principal, number: str, uri: str) -> None:
@@ -125,6 +131,11 @@ def _touched(job: TuningJob) -> Iterator[tuple[str, str]]:
     config = (spec.evaluation_config if spec is not None else None) or job.evaluation_config
     if config is not None and config.output_config and config.output_config.gcs_destination:
         yield config.output_config.gcs_destination.output_uri_prefix, WRITE
+
+
+def _check_uses(control: Control, project: Project, account: str, uses: Iterable[tuple[str, str]]) -> None:
+    for uri, permission in uses:
+        _check_bucket(control, project, Principal(account, project.number), uri, permission)
 
 
 def _check_bucket(control: Control, project: Project, who: Principal, uri: str, permission: str) -> None:

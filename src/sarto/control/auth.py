@@ -1,8 +1,8 @@
 """Bearer token → Principal, and the grants that hand tokens out. Knows no HTTP.
 
 Three kinds of bearer: our access token (HS256 under the home's secret), a JWT that a service account signed itself
-(RS256 under one of our keys), and an ID token of a configured provider. Algorithms
-are pinned by the kind of key, never read from the token.
+(RS256 under one of our keys), and an ID token of a configured provider. Algorithms are pinned by the kind of key, never
+read from the token.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ MAX_LIFE_SECONDS = 3600
 REMEMBER_SECONDS = 1.0
 """How long a token may outlive its key, or an account, that another server disabled."""
 MAX_TOKEN_CHARACTERS = 8192
+WHO = ("sub", "key", "account", "kind", "issuer")
+"""Claims of an access token that say whom it stands for."""
 MAX_REMEMBERED = 10_000
 
 
@@ -121,36 +123,33 @@ class Authenticator:
             raise InvalidGrant("invalid_grant", error.message) from None
         answer = self.issue(key)
         if claims.get("target_audience"):
-            answer["id_token"] = self.identity_token(key, str(claims["target_audience"]))
+            answer["id_token"] = self.identity_token(key.account, str(claims["target_audience"]))
         return answer
 
     def exchange(self, form: Mapping[str, str]) -> dict[str, Any]:
-        """RFC 8693 for external-account clients: a bearer of ours for an access token that lives no longer than it."""
+        """RFC 8693 for external-account clients: a bearer of ours, or an ID token of a configured provider, for an
+        access token that lives no longer than it."""
         if form.get("grant_type") != TOKEN_EXCHANGE:
             raise InvalidGrant("unsupported_grant_type", f"grant_type must be {TOKEN_EXCHANGE}")
         if not form.get("subject_token"):
             raise InvalidGrant("invalid_request", "subject_token is missing")
         try:
-            subject = form["subject_token"].strip()
-            key_id = str(_unverified_header(subject).get("kid", ""))
-            claims = self._access(subject) if key_id == "access" else self._bearer_claims(subject)
-            key = self._active_key(str(claims["key"] if key_id == "access" else key_id))
+            who, until = self._exchanged(form["subject_token"].strip())
         except Unauthenticated as error:
             raise InvalidGrant("invalid_grant", f"subject_token: {error.message}") from None
-        return self.issue(key, until=float(claims["exp"])) | {"issued_token_type": ACCESS_TOKEN_TYPE}
+        return self._issued(who, until - time.time()) | {"issued_token_type": ACCESS_TOKEN_TYPE}
 
-    def issue(self, key: service_accounts.AccountKey, until: float | None = None) -> dict[str, Any]:
+    def issue(self, key: service_accounts.AccountKey) -> dict[str, Any]:
         """An access token that stands for the key's account as long as the key is active."""
-        now = int(time.time())
-        expiry = min(now + self.token_seconds, int(until) if until is not None else now + self.token_seconds)
-        claims = {"sub": key.account.email, "key": key.id, "iat": now, "exp": expiry}
-        token = jwt.encode(claims, self._secret, algorithm="HS256", headers={"kid": "access"})
-        return {"access_token": token, "token_type": "Bearer", "expires_in": max(0, expiry - now)}
+        return self._issued({"sub": key.account.email, "key": key.id}, self.token_seconds)
 
-    def identity_token(self, key: service_accounts.AccountKey, audience: str) -> str:
+    def issue_for(self, account: service_accounts.ServiceAccount, seconds: float) -> dict[str, Any]:
+        """An access token that stands for the account as long as it is enabled, whatever becomes of its keys."""
+        return self._issued({"sub": account.email, "account": account.unique_id}, seconds)
+
+    def identity_token(self, account: service_accounts.ServiceAccount, audience: str) -> str:
         """Says to `audience` who the account is; never a bearer here."""
         now = int(time.time())
-        account = key.account
         claims = {
             "iss": self.addresses[0],
             "aud": audience,
@@ -178,22 +177,53 @@ class Authenticator:
         key = jwt.algorithms.RSAAlgorithm.to_jwk(public, as_dict=True)
         return {"keys": [key | {"kid": _key_name(self._identity), "use": "sig", "alg": "RS256"}]}
 
+    def _issued(self, who: Mapping[str, str], seconds: float) -> dict[str, Any]:
+        now = int(time.time())
+        expiry = now + int(max(0.0, min(seconds, self.token_seconds)))
+        token = jwt.encode({**who, "iat": now, "exp": expiry}, self._secret, "HS256", headers={"kid": "access"})
+        return {"access_token": token, "token_type": "Bearer", "expires_in": expiry - now}
+
+    def _exchanged(self, subject: str) -> tuple[dict[str, str], float]:
+        """For whom a token stands, as claims of an access token, and until when. Raises Unauthenticated."""
+        key_id = str(_unverified_header(subject).get("kid", ""))
+        if key_id == "access":
+            claims = self._access(subject)
+            self._bearer_of(claims)
+            return {name: claims[name] for name in WHO if name in claims}, float(claims["exp"])
+        if (provider := self._providers.of(subject)) is not None:
+            user = provider.verify(subject, key_id)
+            return {"sub": user.name, "kind": user.kind, "issuer": provider.issuer.issuer}, user.expiry
+        claims = self._bearer_claims(subject)
+        return {"sub": self._active_key(key_id).account.email, "key": key_id}, float(claims["exp"])
+
     def _verify(self, bearer: str) -> tuple[Principal, float]:
-        if _unverified_header(bearer).get("kid") == "access":
+        key_id = str(_unverified_header(bearer).get("kid", ""))
+        if key_id == "access":
             claims = self._access(bearer)
-            key = self._active_key(str(claims["key"]))
-        elif (provider := self._providers.of(bearer)) is not None:
-            user = provider.verify(bearer, str(_unverified_header(bearer).get("kid", "")))
+            return self._bearer_of(claims), float(claims["exp"])
+        if (provider := self._providers.of(bearer)) is not None:
+            user = provider.verify(bearer, key_id)
             return Principal(user.name, "", user.kind), user.expiry
-        else:
-            claims = self._bearer_claims(bearer)
-            key = self._active_key(str(_unverified_header(bearer)["kid"]))
-        account = key.account
-        return Principal(account.email, account.project), float(claims["exp"])
+        claims = self._bearer_claims(bearer)
+        return _principal(self._active_key(key_id).account), float(claims["exp"])
+
+    def _bearer_of(self, claims: Mapping[str, Any]) -> Principal:
+        """Whom an access token stands for: a key's account, an account whatever its keys, or a provider's user.
+        Raises Unauthenticated for what has been disabled, deleted or taken out of the settings since."""
+        if "key" in claims:
+            return _principal(self._active_key(str(claims["key"])).account)
+        if "account" in claims:
+            account = service_accounts.find_enabled(self.database, str(claims["account"]))
+            if account is None:
+                raise Unauthenticated("the token is of an account that is deleted or disabled")
+            return _principal(account)
+        if claims.get("issuer") not in self._providers:
+            raise Unauthenticated("the token is of a user whose provider is not configured any more")
+        return Principal(str(claims["sub"]), "", str(claims["kind"]))
 
     def _access(self, token: str) -> dict[str, Any]:
         try:
-            required = ["sub", "key", "iat", "exp"]
+            required = ["sub", "iat", "exp"]
             return jwt.decode(token, self._secret, algorithms=["HS256"], options={"require": required})
         except jwt.PyJWTError as error:
             raise Unauthenticated(f"the access token is not valid: {error}") from None
@@ -235,6 +265,10 @@ class Authenticator:
         if key is None or not key.is_active:
             raise Unauthenticated("the token was signed with a key this server does not know or has disabled")
         return key
+
+
+def _principal(account: service_accounts.ServiceAccount) -> Principal:
+    return Principal(account.email, account.project)
 
 
 def _aliases(address: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """batchPredictionJobs: create, get, list, cancel, delete. `batch_runner` does the work.
 
-What a job's model name meant when it was accepted is kept with it, so that the work needs nobody's permissions later.
+What a job's model name meant when it was accepted is kept with it; the rights in buckets are asked for again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic.alias_generators import to_camel
 from sqlalchemy.engine import Connection
 
-from sarto.control import filters, iam, operations, paging, resolution
+from sarto.control import acting, filters, iam, operations, paging, resolution
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
@@ -37,10 +37,12 @@ CANCELLED_STATUS = {"code": 1, "message": "The job was cancelled by its user."}
 
 
 def create(control: Control, principal: Principal, parent: LocationName, job: BatchPredictionJob) -> dict[str, Any]:
-    """The job as stored, PENDING. Raises InvalidArgument with every fault, Unimplemented for what is not built."""
+    """The job as stored, PENDING. Raises InvalidArgument with every fault, PermissionDenied where the service agent may
+    not read or write, Unimplemented for what is not built."""
     project = iam.require(control.database, principal, "aiplatform.batchPredictionJobs.create", parent.project).number
     _refuse(job)
     _check(control, project, job)
+    check_rights(control, project, job)
     deployed = resolution.resolve(control, principal, job.model)
     name = ResourceName(project, parent.location, JOBS, new_id())
     with control.database.transaction() as connection:
@@ -128,6 +130,15 @@ def write(connection: Connection, row: AnyRow, now: float, state: JobState, chan
         )
     )
     return written.rowcount == 1
+
+
+def check_rights(control: Control, project: str, job: BatchPredictionJob) -> None:
+    """Whether the project's service agent, as which batch predictions run, may read and write what the job names.
+    Raises PermissionDenied with the command that grants it."""
+    assert job.input_config is not None and job.input_config.gcs_source is not None
+    assert job.output_config is not None and job.output_config.gcs_destination is not None
+    uses = [(uri, acting.READ) for uri in job.input_config.gcs_source.uris]
+    acting.check_agent(control, project, [*uses, (job.output_config.gcs_destination.output_uri_prefix, acting.WRITE)])
 
 
 def _find(connection: Connection, project: str, name: ResourceName) -> AnyRow:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
-from sarto.control.batch_predictions import CANCELLED_STATUS, write
+from sarto.control.batch_predictions import CANCELLED_STATUS, check_rights, write
 from sarto.control.context import AnyRow, Control
 from sarto.control.events import timestamp
 from sarto.control.resolution import Deployed
@@ -34,18 +33,6 @@ Answer = Callable[[Deployed, dict[str, Any]], Awaitable[dict[str, Any]]]
 AT_ONCE = 16
 POLL_SECONDS = 0.5
 TAKEABLE = ("JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_CANCELLING")
-
-
-@dataclass
-class Counts:
-    successful: int = 0
-    failed: int = 0
-
-    def add(self, line: dict[str, Any]) -> None:
-        if line["status"]:
-            self.failed += 1
-        else:
-            self.successful += 1
 
 
 class Lost(Exception):
@@ -75,7 +62,9 @@ class BatchRunner:
         try:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done() and not beating.exception():
-                await self._end(row, JobState.JOB_STATE_CANCELLED, {"error": CANCELLED_STATUS})
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+                await self._end(row, JobState.JOB_STATE_CANCELLED, await asyncio.to_thread(self._so_far, row))
                 return
             if not working.done():
                 return
@@ -97,24 +86,48 @@ class BatchRunner:
     async def _predict(self, row: AnyRow) -> dict[str, Any]:
         """Answer every row and store the file; gives the changes of the ended job."""
         job = BatchPredictionJob.read(orjson.loads(row.resource))
+        await asyncio.to_thread(check_rights, self._control, row.project, job)
         deployed = Deployed(**orjson.loads(row.run))
-        folder = self._folder(row, deployed)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "predictions.jsonl"
-        counts = Counts()
-        done = await asyncio.to_thread(_keep_whole_lines, partial, counts)
+        partial = self._partial(row)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        done = len(await asyncio.to_thread(_whole_lines, partial))
         rows = await asyncio.to_thread(lambda: list(self._rows(job, row.project)))
         with partial.open("ab") as file:
             async for line in self._in_order(deployed, rows[done:]):
-                counts.add(line)
                 file.write(orjson.dumps(line) + b"\n")
                 file.flush()
-        directory = await asyncio.to_thread(self._publish, job, row, partial, deployed.kms_key)
-        if rows and not counts.successful:
+        outcome = await asyncio.to_thread(self._outcome, job, row, len(rows))
+        if rows and outcome["completionStats"]["successfulCount"] == "0":
             first = orjson.loads(partial.read_bytes().splitlines()[0])["status"]
             raise InvalidArgument(f"All {len(rows)} rows failed; the first: {first}")
-        stats = {"successfulCount": str(counts.successful), "failedCount": str(counts.failed), "incompleteCount": "0"}
-        return {"outputInfo": {"gcsOutputDirectory": directory}, "completionStats": stats}
+        return outcome
+
+    def _so_far(self, row: AnyRow) -> dict[str, Any]:
+        """The changes of a cancelled job: what was answered until then is stored, if it still may be."""
+        job = BatchPredictionJob.read(orjson.loads(row.resource))
+        if not self._partial(row).exists():
+            return {}
+        try:
+            return self._outcome(job, row, sum(1 for _ in self._rows(job, row.project)))
+        except SartoError as error:
+            logger.warning("answers of a cancelled job were not stored", extra={"job": row.id, "reason": str(error)})
+            return {}
+
+    def _outcome(self, job: BatchPredictionJob, row: AnyRow, count: int) -> dict[str, Any]:
+        """Store the answers that are there; gives where, and how many of the `count` rows they are."""
+        check_rights(self._control, row.project, job)
+        lines = _whole_lines(self._partial(row))
+        directory = self._publish(job, row)
+        failed = sum(1 for line in lines if orjson.loads(line)["status"])
+        numbers = (len(lines) - failed, failed, count - len(lines))
+        stats = zip(("successfulCount", "failedCount", "incompleteCount"), map(str, numbers), strict=True)
+        return {"outputInfo": {"gcsOutputDirectory": directory}, "completionStats": dict(stats)}
+
+    def _partial(self, row: AnyRow) -> Path:
+        """Answers of a model under a key lie in the private folder: after a crash they are asked for again."""
+        is_keyed = bool(Deployed(**orjson.loads(row.run)).kms_key)
+        place = self._control.sealer.private.folder if is_keyed else self._control.home / "runs"
+        return place / f"batch-{row.id}" / "predictions.jsonl"
 
     async def _in_order(self, deployed: Deployed, rows: list[bytes]) -> AsyncIterator[dict[str, Any]]:
         """Output lines in the order of the rows, some requests at once."""
@@ -151,20 +164,14 @@ class BatchRunner:
             with self._control.buckets.open(self._control.buckets.resolve(uri, project=project)) as file:
                 yield from (line for line in file if line.strip())
 
-    def _folder(self, row: AnyRow, deployed: Deployed) -> Path:
-        """Answers of a model under a key lie in the private folder: after a crash they are asked for again."""
-        if deployed.kms_key:
-            return self._control.sealer.private.folder / f"batch-{row.id}"
-        return self._control.home / "runs" / f"batch-{row.id}"
-
-    def _publish(self, job: BatchPredictionJob, row: AnyRow, partial: Path, kms_key: str) -> str:
+    def _publish(self, job: BatchPredictionJob, row: AnyRow) -> str:
         """Store the file below the prefix the user gave; gives the folder's URI."""
         assert job.output_config is not None and job.output_config.gcs_destination is not None
         bucket, name = parse_gs_uri(job.output_config.gcs_destination.output_uri_prefix, "output_uri_prefix")
         folder = f"{name.rstrip('/')}/prediction-model-{timestamp(row.create_time)}".lstrip("/")
         self._control.buckets.put_file(
-            bucket, f"{folder}/predictions.jsonl", partial, content_type="application/jsonl", project=row.project,
-            kms_key=kms_key,
+            bucket, f"{folder}/predictions.jsonl", self._partial(row), content_type="application/jsonl",
+            project=row.project, kms_key=Deployed(**orjson.loads(row.run)).kms_key,
         )  # fmt: skip
         return f"gs://{bucket}/{folder}"
 
@@ -220,10 +227,10 @@ class BatchRunner:
     async def _end(self, row: AnyRow, state: JobState, changes: dict[str, Any]) -> None:
         if await asyncio.to_thread(self._write_end, row, state, changes):
             logger.info("batch prediction ended", extra={"job": row.id, "state": str(state)})
-            folder = self._folder(row, Deployed(**orjson.loads(row.run)))
-            (folder / "predictions.jsonl").unlink(missing_ok=True)
-            if folder.exists():
-                folder.rmdir()
+            partial = self._partial(row)
+            partial.unlink(missing_ok=True)
+            if partial.parent.exists():
+                partial.parent.rmdir()
 
     def _write_end(self, row: AnyRow, state: JobState, changes: dict[str, Any]) -> bool:
         database = self._control.database
@@ -233,19 +240,16 @@ class BatchRunner:
                 return False
             now = database.now(connection)
             if found.cancel_requested:
-                state, changes = JobState.JOB_STATE_CANCELLED, {"error": CANCELLED_STATUS}
+                state, changes = JobState.JOB_STATE_CANCELLED, changes | {"error": CANCELLED_STATUS}
             return write(connection, found, now, state, changes | {"endTime": timestamp(now)})
 
 
-def _keep_whole_lines(path: Path, counts: Counts) -> int:
-    """Lines of an earlier attempt, counted; a torn last one is cut off."""
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines answered so far, an earlier attempt's too; a torn last one is cut off."""
     if not path.exists():
-        return 0
+        return []
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     with path.open("r+b") as file:
         file.truncate(len(whole))
-    lines = whole.splitlines()
-    for line in lines:
-        counts.add(orjson.loads(line))
-    return len(lines)
+    return whole.splitlines()

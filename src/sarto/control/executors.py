@@ -18,9 +18,8 @@ from typing import Protocol
 from sarto.failpoints import around
 
 PR_SET_PDEATHSIG = 1
-RUN_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.run")
-EXPORT_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.exports.run")
-EVALUATION_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.evaluating")
+RUN, EXPORT, RESIDENT = "sarto.engine.run", "sarto.engine.exports.run", "sarto.engine.resident"
+EVALUATION = "sarto.engine.evaluating"
 KEPT_VARIABLES = frozenset(
     {
         "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME",
@@ -56,11 +55,16 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return DEFAULTS | {name: environ[name] for name in KEPT_VARIABLES if name in environ}
 
 
+def confined(module: str, data_bytes: int = 0) -> tuple[str, ...]:
+    """The command of a program that gives up the network and more before it begins; see `engine.confine`."""
+    return (sys.executable, "-m", "sarto.engine.confine", f"--data-bytes={data_bytes}", module)
+
+
 class LocalExecutor:
     """Runs as child processes, each in its own session. A run must be started from a thread that outlives it: on Linux
     the kernel kills it when that thread ends; elsewhere it sees its standard input close."""
 
-    def __init__(self, environment: Mapping[str, str], program: Sequence[str] = RUN_PROGRAM) -> None:
+    def __init__(self, environment: Mapping[str, str], program: Sequence[str] = confined(RUN)) -> None:
         self._environment = dict(environment)
         self._program = tuple(program)
         self._lock = threading.Lock()

@@ -147,12 +147,13 @@ def get_tensorboard_run(control: Control, principal: Principal, parent: Location
 
 
 def list_time_series(
-    control: Control, principal: Principal, parent: LocationName, run: str
+    control: Control, principal: Principal, parent: LocationName, run: str, filter: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
-    """The metrics a job has so far; there are too few for pages."""
+    """The metrics a job has so far, by `display_name` and `name`; there are too few for pages."""
     found = _find(control, principal, "aiplatform.tensorboardTimeSeries.list", parent, run, f"runs/{run}")
     series = progress.points(control.database, found.project, found.job_id)
-    return [forms.time_series(found, name, points) for name, points in series.items()], ""
+    tree, rows = filters.parse(filter), [forms.time_series(found, name, points) for name, points in series.items()]
+    return [one for one in rows if _meets(tree, one)], ""
 
 
 def get_time_series(

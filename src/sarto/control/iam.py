@@ -99,7 +99,7 @@ def _held(database: Database, member: str) -> frozenset[tuple[str, str]]:
 def _read(database: Database, member: str, _second: int, _changes: int) -> frozenset[tuple[str, str]]:
     with database.reading() as connection:
         rows = connection.execute(_BINDINGS, {"member": member}).all()
-    return frozenset((row.resource, row.role) for row in rows)
+    return frozenset(map(tuple, rows))
 
 
 _BINDINGS = sa.select(binding.c.resource, binding.c.role).where(binding.c.member == sa.bindparam("member"))

@@ -131,6 +131,9 @@ class Providers:
     def __init__(self, issuers: Iterable[Issuer] = ()) -> None:
         self._by_issuer = {one.issuer: Provider(one) for one in issuers}
 
+    def __contains__(self, issuer: object) -> bool:
+        return issuer in self._by_issuer
+
     def of(self, token: str) -> Provider | None:
         """The provider that a token says it is from; nothing in it is believed yet."""
         if not self._by_issuer:

@@ -109,21 +109,8 @@ def store_key(
 
 
 def find_key(database: Database, key_id: str) -> AccountKey | None:
-    accounts, keys = tables.service_account, tables.service_account_key
-    query = (
-        sa.select(
-            keys.c.id,
-            keys.c.public_key,
-            keys.c.expire_time,
-            keys.c.valid_after,
-            keys.c.disabled.label("key_disabled"),
-            accounts,
-        )
-        .join_from(keys, accounts, keys.c.email == accounts.c.email)
-        .where(keys.c.id == key_id)
-    )
     with database.reading() as connection:
-        row = connection.execute(query).first()
+        row = connection.execute(_KEY, {"id": key_id}).first()
         if row is None:
             return None
         now = database.now(connection)
@@ -131,6 +118,14 @@ def find_key(database: Database, key_id: str) -> AccountKey | None:
         early = row.valid_after is not None and now < row.valid_after
     account = ServiceAccount(row.email, row.project, row.unique_id, row.disabled)
     return AccountKey(row.id, row.public_key, account, not (row.key_disabled or row.disabled or expired or early))
+
+
+def find_enabled(database: Database, unique_id: str) -> ServiceAccount | None:
+    """The account with this id, which no later account of its name has; None when it is gone or disabled."""
+    table = tables.service_account
+    with database.reading() as connection:
+        row = connection.execute(sa.select(table).where(table.c.unique_id == unique_id, ~table.c.disabled)).first()
+    return ServiceAccount(row.email, row.project, row.unique_id, False) if row else None
 
 
 def key_file(key: dict[str, Any], address: str) -> dict[str, Any]:
@@ -203,3 +198,19 @@ def _read_key(path: Path) -> dict[str, Any] | None:
     except ValueError:
         pass
     raise FailedPrecondition(f"{path} is not a service account key file; move it away and start again for a new one")
+
+
+_ACCOUNTS, _KEYS = tables.service_account, tables.service_account_key
+_KEY = (
+    sa.select(
+        _KEYS.c.id,
+        _KEYS.c.public_key,
+        _KEYS.c.expire_time,
+        _KEYS.c.valid_after,
+        _KEYS.c.disabled.label("key_disabled"),
+        _ACCOUNTS,
+    )
+    .join_from(_KEYS, _ACCOUNTS, _KEYS.c.email == _ACCOUNTS.c.email)
+    .where(_KEYS.c.id == sa.bindparam("id"))
+)
+"""A key with its account; made once, since every token that is verified anew asks for it."""

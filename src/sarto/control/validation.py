@@ -91,7 +91,8 @@ class Plan:
 def accept(
     control: Control, principal: Principal, project: str, parent: LocationName, job: TuningJob
 ) -> tuple[TuningJob, Plan]:
-    """The job to store and its plan. Raises InvalidArgument with all faults, or Unimplemented naming the fields."""
+    """The job to store and its plan. Raises InvalidArgument with all faults, Unimplemented naming the fields,
+    FailedPrecondition for a place where the model is not tuned."""
     job = tuning_sources.with_source(job.model_copy(update=OUTPUT_ONLY))
     faults = Faults()
     source = tuning_sources.find(control, principal, parent, job, faults)
@@ -103,6 +104,7 @@ def accept(
     _check_specs(job, faults)
     job, judges = _with_evaluation(control, principal, project, job, faults)
     if source is not None:
+        _check_place(control, parent, source)
         _check_output(job, source, faults)
     spec = job.supervised_tuning_spec
     weights = _check_custom_base(control, project, job, source, faults)
@@ -170,6 +172,13 @@ def _with_evaluation(
     faults.wrong.extend(found)
     spec = spec.model_copy(update={"evaluation_config": config})
     return job.model_copy(update={"evaluation_config": None, "supervised_tuning_spec": spec}), judges
+
+
+def _check_place(control: Control, parent: LocationName, source: Source) -> None:
+    if parent.location == "global" and source.entry.rules.kind != "open" and not control.limits.tuning_in_global:
+        raise FailedPrecondition(
+            f"{source.base_model} is not tuned in global: name a region such as us-central1, or set tuning_in_global."
+        )
 
 
 def _check_output(job: TuningJob, source: Source, faults: Faults) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sarto.control.executors import RESIDENT, confined
 from sarto.schema.runs import RunSpec
 
-RESIDENT_PROGRAM = (sys.executable, "-m", "sarto.engine.confine", "sarto.engine.resident")
 MOST_RESIDENTS = 2
 START_SECONDS = 300.0
 """A base that takes longer to read than this is taken for a process that hangs."""
@@ -38,8 +37,9 @@ class _Resident:
 class WarmExecutor:
     """Everything ends with the process that holds this: its sockets close, and residents and runs see that."""
 
-    def __init__(self, environment: Mapping[str, str], idle_seconds: float) -> None:
-        self._environment, self._idle_seconds = dict(environment), idle_seconds
+    def __init__(self, environment: Mapping[str, str], idle_seconds: float, data_bytes: int = 0) -> None:
+        self._environment = dict(environment)
+        self._command = [*confined(RESIDENT, data_bytes), str(idle_seconds)]
         self._starting, self._lock = threading.Lock(), threading.Lock()
         self._residents: dict[str, _Resident] = {}
         self._runs: dict[str, _Run] = {}
@@ -100,7 +100,7 @@ class WarmExecutor:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [*RESIDENT_PROGRAM, str(self._idle_seconds)], stdin=theirs.fileno(), stdout=log, stderr=log,
+                self._command, stdin=theirs.fileno(), stdout=log, stderr=log,
                 env=self._environment, start_new_session=True,
             )  # fmt: skip
         return _Resident(process, ours)

@@ -59,6 +59,12 @@ from sarto.schema.runs import (
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
 """Trying the same run again would end the same way."""
+NO_MEMORY = "can't allocate memory"
+"""What torch says where Python would raise MemoryError."""
+TOO_LARGE = (
+    "The run needs more memory than this server lets one take: tune a smaller base or a smaller adapter, set the label"
+    ' sarto-low-memory to "true", or have run_memory_bytes raised.'
+)
 STOPPED = 143
 CERTIFIED_ROWS = 4
 RESULT_FILE = "result.json"
@@ -87,6 +93,11 @@ def main(arguments: list[str], loaded: Loaded | None = None) -> int:
     except USER_FAULTS as error:
         logger.info("run refused", extra={"job": spec.job, "fault": error.message})
         result = RunResult(error=error.to_status())
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and NO_MEMORY not in str(error):
+            raise
+        logger.warning("run out of memory", extra={"job": spec.job, "reason": str(error)})
+        result = RunResult(error=ResourceExhausted(TOO_LARGE).to_status())
     seconds = time.monotonic() - started
     result = result.model_copy(update={"peak_memory_bytes": peak_memory_bytes(), "wall_seconds": round(seconds, 3)})
     _write_whole(Path(spec.run_folder) / RESULT_FILE, result.model_dump_json(indent=1))

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
+from sarto.errors import InvalidArgument
 from sarto.schema.wire import Boolean, Bytes, Double, Int32, JsonValue, Message, ProtoEnum, Struct, Text, Timestamp
 
 
@@ -98,7 +100,17 @@ class Tool(Message):
     parallel_ai_search: Struct | None = None
     exa_ai_search: Struct | None = None
     file_search: Struct | None = None
+
     mcp_servers: list[Struct] = Field(default_factory=list)
+
+
+def refuse_hosted(tools: list[Tool]) -> None:
+    """Raises InvalidArgument for a tool of Google's. Asked before a request is passed on: an empty one is lost."""
+    for index, tool in enumerate(tools):
+        for name in sorted(tool.model_fields_set - {"function_declarations"}):
+            raise InvalidArgument.field(
+                f"tools[{index}].{name}", f"{to_camel(name)} is hosted by Google; leave it out."
+            )
 
 
 class FunctionCallingMode(ProtoEnum):

@@ -25,6 +25,7 @@ from sarto.engine.serving.questions import LONG, answer_question
 from sarto.engine.serving.request import count_tokens
 from sarto.errors import Internal, PayloadTooLarge, SartoError
 from sarto.schema.generation import CountTokensRequest, GenerateContentRequest
+from sarto.secrecy import keep_memory_private
 from sarto.serving.generator import Target
 from sarto.serving.protocol import pack, read_frame, read_target
 
@@ -33,6 +34,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
+    keep_memory_private()
     parser = argparse.ArgumentParser(description="Generation worker of a Sarto server; started by it, not by hand.")
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of the connection")
     parser.add_argument("--threads", type=int, default=0)

@@ -25,6 +25,7 @@ from sarto.schema.generation import (
     CountTokensResponse,
     GenerateContentRequest,
     GenerateContentResponse,
+    refuse_hosted,
 )
 from sarto.serving.generator import Target
 from sarto.serving.protocol import pack, read_frame, write_target
@@ -69,11 +70,13 @@ class WorkerGenerator:
     async def generate(
         self, target: Target, request: GenerateContentRequest
     ) -> AsyncGenerator[GenerateContentResponse]:
+        refuse_hosted(request.tools)
         async with aclosing(self._ask("generate", target, request.to_json())) as answers:
             async for answer in answers:
                 yield GenerateContentResponse.model_validate(answer)
 
     async def count_tokens(self, target: Target, request: CountTokensRequest) -> CountTokensResponse:
+        refuse_hosted(request.tools)
         return CountTokensResponse.model_validate(await self._one("count_tokens", target, request.to_json()))
 
     async def inspect(self, target: Target | None, method: str, payload: dict[str, Any]) -> dict[str, Any]:

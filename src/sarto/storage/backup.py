@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def save(home: Path, target: Path) -> dict[str, object]:
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         part.mkdir(mode=0o700, parents=True)
-        _copy_tree(home, part)
+        _copy_home(home, part)
         _copy_database(home, part)
         manifest = {
             "form": FORM,
@@ -89,15 +89,11 @@ def restore(source: Path, home: Path) -> dict[str, object]:
     return manifest
 
 
-def _copy_tree(home: Path, target: Path) -> None:
+def _copy_home(home: Path, target: Path) -> None:
     """Everything but the database. What vanishes meanwhile was not needed; half-written files have names with a dot."""
-    for path in sorted(home.iterdir()):
-        if path.name in NOT_COPIED or path.name.startswith((".", DATABASE)):
-            continue
-        if path.is_dir():
-            _copy_folder(path, target / path.name)
-        else:
-            _copy(path, target / path.name)
+    left_out = (".", DATABASE)
+    found = (path for path in home.iterdir() if path.name not in NOT_COPIED and not path.name.startswith(left_out))
+    _copy_all(sorted(found), target)
 
 
 def _copy_folder(source: Path, target: Path) -> None:
@@ -106,9 +102,11 @@ def _copy_folder(source: Path, target: Path) -> None:
         found = sorted(source.iterdir(), key=lambda path: (path.suffix != ".safetensors", path.name))
     except FileNotFoundError:
         return
+    _copy_all((path for path in found if not path.name.startswith(".") and not path.is_symlink()), target)
+
+
+def _copy_all(found: Iterable[Path], target: Path) -> None:
     for path in found:
-        if path.name.startswith(".") or path.is_symlink():
-            continue
         if path.is_dir():
             _copy_folder(path, target / path.name)
         else:

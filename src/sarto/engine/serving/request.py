@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic.alias_generators import to_camel
-
 from sarto.engine.data.render import conversation_from_contents, render_prompt
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.serving.constraints import Grammar, GrammarTokens, answer_grammar, call_grammar
@@ -26,6 +24,7 @@ from sarto.schema.generation import (
     Modality,
     ModalityTokenCount,
     ToolConfig,
+    refuse_hosted,
 )
 
 MAX_CANDIDATES = 8
@@ -94,11 +93,7 @@ def prompt_tokens(
     request: GenerateContentRequest | CountTokensRequest, tokenizer: ChatTokenizer
 ) -> tuple[Example, list[int]]:
     """The conversation to continue, and its tokens. Raises InvalidArgument for what a text model cannot take."""
-    for index, tool in enumerate(request.tools):
-        for name in sorted(tool.model_fields_set - {"function_declarations"}):
-            raise InvalidArgument.field(
-                f"tools[{index}].{name}", f"{to_camel(name)} is hosted by Google; leave it out."
-            )
+    refuse_hosted(request.tools)
     conversation = conversation_from_contents(request.contents, request.system_instruction, request.tools)
     try:
         return conversation, render_prompt(conversation, tokenizer)
