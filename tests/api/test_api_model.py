@@ -342,7 +342,7 @@ BUGS: dict[str, tuple[object, str, object]] = {
     "cancel overwrites what runs": (tuning_jobs, "advance", _cancel_overwrites),
     "running jobs are deleted": (tuning_jobs, "FINAL_STATES", frozenset(JobState)),
     "the filter is ignored": (filters, "to_sql", lambda *_: sa.true()),
-    "a page begins one row late": (paging, "token", lambda last, *scope: REAL_TOKEN(str(int(last) - 1), *scope)),
+    "a page begins with the last row again": (paging, "token", lambda last, *scope: REAL_TOKEN(str(int(last) + 1), *scope)),
     "events begin at the cursor": (events, "list_", _events_again),
     "a cancel is not told": (events, "record", _without_cancelled),
     "webhooks are forgotten": (webhooks, "enqueue", lambda *_: None),
