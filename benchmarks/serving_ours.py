@@ -45,9 +45,13 @@ def make_adapters(base: BaseWeights, folder: Path, count: int, rank: int = 16) -
 class Ours:
     """A runner, driven as the scheduler drives it, sampling included."""
 
-    def __init__(self, base: BaseWeights, dtype: torch.dtype, keys: Sequence[AdapterKey]) -> None:
-        self.runner = Runner(base, dtype, torch.device("cpu"), adapter_limit=max(len(keys), 1), prefix_bytes=0)
+    def __init__(
+        self, base: BaseWeights, dtype: torch.dtype, keys: Sequence[AdapterKey], *, int8: bool = False
+    ) -> None:
+        limit = max(len(keys), 1)
+        self.runner = Runner(base, dtype, torch.device("cpu"), adapter_limit=limit, prefix_bytes=0, int8=int8)
         with torch.inference_mode():
+            self.answers: list[list[int]] = []
             self.choices: list[Choice] = [self.runner.adapters.acquire(key, None) for key in keys]
 
     @torch.inference_mode()
@@ -70,6 +74,7 @@ class Ours:
             for row, pick in zip(self.runner.rows(), picks, strict=True):
                 row.tokens.append(pick.token)
         decode = len(opened) * new / (clock() - began)
+        self.answers = [row.tokens[len(prompt) :] for (row, _), prompt in zip(opened, prompts, strict=True)]
         for row, _ in opened:
             self.runner.leave(row)
         return prefill, decode

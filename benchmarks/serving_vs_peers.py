@@ -1,8 +1,8 @@
 """Our serving against its peers: one base, one set of adapters, rounds in turn, so that all meet the same machine.
 
-Peers: transformers with peft (live adapters), and llama.cpp where `llama_cpp` is installed and `--gguf` names an F16
-file of the base. Prints each rate, then each ratio with its bar; `--json` one object. With `--processor-seconds` rates
-are per processor second, which other load hardly moves (use `--threads 1` with it).
+Peers: transformers with peft (live adapters), from this environment, and with `--llama` llama.cpp on one merged model
+in F16, from an environment of its own that the program makes. Prints each rate, then each ratio with its bar; `--json`
+one object. With `--processor-seconds` rates are per processor second, which other load moves less (use `--threads 1`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import os
 import random
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,21 @@ import torch
 
 from sarto.catalog import Catalog
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.exports.gguf import F16, write_gguf
+from sarto.engine.lora import read_adapter
 from sarto.engine.serving.adapters import AdapterKey
+from sarto.engine.serving.certificate import Divergence, reply_logits
 from sarto.engine.serving.engine import Engine, EngineOptions
+from sarto.engine.serving.panels import compiled_panels
+from sarto.samples import validation_rows
+from sarto.schema.examples import parse_line
 from sarto.schema.runs import BaseWeights
 from serving_ours import Clock, Ours, Streams, make_adapters
 
 BATCH = 8
 PREFILL, ONE, EIGHT = "prefill, adapter", "decode, 1 sequence, adapter", "decode, 8 sequences, 8 adapters"
 MERGED = "decode, 8 sequences, no adapter (as if merged)"
+INT8 = "ours, int8"
 Rates = dict[str, float]
 
 
@@ -50,11 +60,11 @@ def our_rates(ours: Ours, given: argparse.Namespace, seed: int, clock: Clock) ->
 class Transformers:
     """transformers with peft: bfloat16, live adapters, rows of a batch with adapters of their own."""
 
-    def __init__(self, base: BaseWeights, keys: list[AdapterKey]) -> None:
+    def __init__(self, base: BaseWeights, keys: list[AdapterKey], dtype: torch.dtype = torch.bfloat16) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype)
         self.model = PeftModel.from_pretrained(model, keys[0].folder, adapter_name=keys[0].digest)
         for key in keys[1:]:
             self.model.load_adapter(key.folder, adapter_name=key.digest)
@@ -68,6 +78,15 @@ class Transformers:
         one_prefill, one = self._measure(made[:1], given.peer_new, clock, None)
         _, eight = self._measure(made, given.peer_new, clock, self.names)
         return {PREFILL: one_prefill, ONE: one, EIGHT: eight}
+
+    @torch.inference_mode()
+    def answers(self, ids: torch.Tensor, new: int) -> list[list[int]]:
+        options: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        mask = torch.ones_like(ids)
+        found = self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new, adapter_names=self.names, **options
+        )
+        return [row[ids.shape[1] :].tolist() for row in found]
 
     @torch.inference_mode()
     def _measure(self, ids: torch.Tensor, new: int, clock: Clock, names: list[str] | None) -> tuple[float, float]:
@@ -84,47 +103,66 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp on an F16 file without adapter: it cannot mix adapters in a batch, so this is its best case."""
+    """serving_llama.py on an F16 file of one merged model, in an environment of its own that is made once."""
 
-    def __init__(self, gguf: str, threads: int) -> None:
-        import llama_cpp
+    def __init__(self, gguf: Path, given: argparse.Namespace) -> None:
+        python = given.llama_environment / "bin" / "python"
+        if not python.exists():
+            print(f"building llama-cpp-python in {given.llama_environment}", file=sys.stderr)
+            venv.create(given.llama_environment, with_pip=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "llama-cpp-python"], check=True)
+        kind = "processor" if given.processor_seconds else "wall"
+        command = [str(python), str(Path(__file__).with_name("serving_llama.py")), str(gguf), str(given.threads), kind]
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
 
-        self.library = library = llama_cpp
-        library.llama_backend_init()
-        self.model = library.llama_model_load_from_file(gguf.encode(), library.llama_model_default_params())
-        parameters = library.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = BATCH * 1024, 2048, 512
-        parameters.n_seq_max, parameters.n_threads, parameters.n_threads_batch = BATCH, threads, threads
-        parameters.kv_unified = False
-        self.context = library.llama_init_from_model(self.model, parameters)
-        self.batch = library.llama_batch_init(2048, 0, BATCH)
-
-    def rates(self, given: argparse.Namespace, seed: int, clock: Clock) -> Rates:
+    def rates(self, given: argparse.Namespace, seed: int) -> Rates:
         made = prompts(BATCH, given.prompt, given.vocabulary, seed)
-        one_prefill, one = self._measure(made[:1], given.new, clock)
-        _, eight = self._measure(made, given.new, clock)
+        one_prefill, one = self._ask(made[:1], given.new)
+        _, eight = self._ask(made, given.new)
         return {PREFILL: one_prefill, ONE: one, EIGHT: eight}
 
-    def _measure(self, made: list[list[int]], new: int, clock: Clock) -> tuple[float, float]:
-        self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
-        began = clock()
-        for sequence, prompt in enumerate(made):
-            last = len(prompt) - 1
-            self._decode([(token, place, sequence, place == last) for place, token in enumerate(prompt)])
-        first = clock() - began
-        began = clock()
-        for step in range(new):
-            self._decode([(1000 + step, len(p) + step, sequence, True) for sequence, p in enumerate(made)])
-        return sum(map(len, made)) / first, len(made) * new / (clock() - began)
+    def _ask(self, made: list[list[int]], new: int) -> tuple[float, float]:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.write(json.dumps({"prompts": made, "new": new}) + "\n")
+        self._child.stdin.flush()
+        prefill, decode = json.loads(self._child.stdout.readline())
+        return prefill, decode
 
-    def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
-        batch = self.batch
-        for place, (token, position, sequence, wanted) in enumerate(rows):
-            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, position, 1
-            batch.seq_id[place][0], batch.logits[place] = sequence, wanted
-        batch.n_tokens = len(rows)
-        assert self.library.llama_decode(self.context, batch) == 0
-        self.library.llama_synchronize(self.context)
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+
+def same_answers(base: BaseWeights, keys: list[AdapterKey], given: argparse.Namespace) -> Rates:
+    """Greedy answers in float32, token by token, against transformers with peft."""
+    peer = Transformers(base, keys, torch.float32)
+    ours = Ours(base, torch.float32, keys)
+    same, length, new = 0, 64, 16
+    for batch in range(0, given.identity, BATCH):
+        made = prompts(BATCH, length, ours.runner.config.vocabulary, 1000 + batch)
+        ours.measure(made, ours.choices, new - 1, time.perf_counter)
+        expected = peer.answers(torch.tensor(made), new)
+        same += sum(one == other for one, other in zip(ours.answers, expected, strict=True))
+    asked = -(-given.identity // BATCH) * BATCH
+    return {"float32 answers of 16 tokens": asked, "of them equal to transformers with peft": same}
+
+
+def int8_cost(base: BaseWeights) -> Rates:
+    """Perplexity of the sample's replies under the base, by the precision of weights."""
+    rows = [parse_line(line, number) for number, line in enumerate(validation_rows(), 1)]
+    found = {}
+    for name, dtype, int8 in (
+        ("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False), ("int8", torch.bfloat16, True),
+    ):  # fmt: skip
+        measured = Divergence()
+        for tokens, logits in reply_logits(base, None, rows, dtype=dtype, device=torch.device("cpu"), int8=int8):
+            measured.add(logits, logits, torch.tensor(tokens[-len(logits) :]))
+        perplexity = measured.certificate(name, None, 1.0).serving_perplexity
+        assert perplexity is not None
+        found[f"perplexity of {measured.compared} reply tokens, {name}"] = perplexity
+    return found
 
 
 def first_token_seconds(base: BaseWeights, keys: list[AdapterKey], given: argparse.Namespace) -> Rates:
@@ -193,6 +231,9 @@ def ratios(rates: dict[str, Rates]) -> list[tuple[str, float, str]]:
         for what, bar in bars.items():
             if what in rates.get(peer, {}):
                 found.append((f"{what} over {peer}", ours[what] / rates[peer][what], bar))
+                if INT8 in rates:
+                    ratio = rates[INT8][what] / rates[peer][what]
+                    found.append((f"{what}, int8, over {peer}", ratio, "≥ 3.3" if bar == "≥ 2" else ""))
     found.append(("share lost to 8 different adapters", 1 - ours[EIGHT] / ours[MERGED], "≤ 0.25"))
     waits = [value for name, value in ours.items() if name.startswith("time to first token")]
     if len(waits) == 2:
@@ -208,7 +249,11 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--peer-new", type=int, default=16, help="new tokens of the slow peer; its rate is per token")
-    parser.add_argument("--gguf", help="F16 file of the base, for llama.cpp")
+    parser.add_argument("--llama", action="store_true", help="measure llama.cpp too")
+    parser.add_argument("--llama-environment", type=Path, default=Path("build/llama-environment"))
+    parser.add_argument("--identity", type=int, default=0, help="prompts whose float32 answers are compared")
+    parser.add_argument("--no-first-token", action="store_true", help="leave out the time to the first token")
+    parser.add_argument("--cost", action="store_true", help="perplexity in float32, bfloat16 and int8")
     parser.add_argument("--soak", type=float, default=0, help="seconds with 64 clients at the end")
     parser.add_argument("--sweep", type=float, default=0, help="seconds with each number of adapters, 1 to 1,000")
     parser.add_argument("--ours-only", action="store_true")
@@ -227,9 +272,16 @@ def main() -> None:
         if not given.ours_only:
             peer = Transformers(base, keys)
             measured["transformers with peft"] = lambda seed: peer.rates(given, seed, clock)
-        if given.gguf:
-            other = LlamaCpp(given.gguf, given.threads)
-            measured["llama.cpp F16"] = lambda seed: other.rates(given, seed, clock)
+        small = None
+        if compiled_panels() is not None:
+            small = Ours(base, torch.bfloat16, keys, int8=True)
+            measured[INT8] = lambda seed: our_rates(small, given, seed, clock)
+        other = None
+        if given.llama:
+            gguf = Path(folder) / "merged.gguf"
+            write_gguf(Path(base.folder), read_adapter(Path(keys[0].folder)), gguf, F16, "merged", "")
+            other = LlamaCpp(gguf, given)
+            measured["llama.cpp F16"] = lambda seed: other.rates(given, seed)
         rounds: dict[str, list[Rates]] = {name: [] for name in measured}
         for seed in range(-1, given.rounds):
             for name, measure in measured.items():
@@ -238,7 +290,14 @@ def main() -> None:
         rates = {
             name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in rounds.items()
         }
-        rates["ours"] |= first_token_seconds(base, keys, given)
+        if other is not None:
+            other.close()
+        if not given.no_first_token:
+            rates["ours"] |= first_token_seconds(base, keys, given)
+        if given.identity:
+            rates["ours"] |= same_answers(base, keys, given)
+        if given.cost:
+            rates["ours"] |= int8_cost(base)
         if given.sweep:
             rates["ours"] |= sweep(base, keys, given.sweep, given.threads)
         if given.soak:

@@ -26,6 +26,7 @@ from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control import keys as key_control
 from sarto.control import service_accounts
+from sarto.control.announced import announced_adapters
 from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
 from sarto.control.batch_runner import BatchRunner
@@ -47,6 +48,9 @@ from sarto.errors import FailedPrecondition, InvalidArgument
 from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
+from sarto.serving.routed import RoutedGenerator
+from sarto.serving.vllm import Adapter, VllmGenerator, VllmOptions
+from sarto.serving.vllm_server import VllmServer
 from sarto.serving.worker_client import WorkerGenerator
 from sarto.settings import Settings
 from sarto.storage import data_folder, migrations
@@ -139,18 +143,18 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             database, buckets, catalog, data, _limits(settings), _judges(settings, catalog), settings.default_judge
         )
         environment = clean_environment(os.environ)
-        generator = WorkerGenerator(
+        worker = WorkerGenerator(
             home / "logs", threads=settings.threads, dtype=settings.serving_precision,
             queue_limit=settings.queue_limit, environment=environment,
         )  # fmt: skip
-
-        stack.push_async_callback(generator.close)
+        stack.push_async_callback(worker.close)
+        generator = _routed(stack, settings, control, worker, environment)
         await asyncio.to_thread(_check_confinement, settings.run_without_network == "always")
         threads = HandlerThreads(HANDLER_THREADS, database.writer)
         stack.callback(threads.close)
         executor = _executor(stack, environment, settings.warm_seconds, _data_bytes(control.limits))
         await _start_loops(stack, control, generator, executor)
-        await _tend_keys(stack, control, generator)
+        await _tend_keys(stack, control, worker)
         audit_log = AuditLog(database, settings.audit_data_access)
         audit_log.start()
         stack.push_async_callback(asyncio.to_thread, audit_log.stop)
@@ -180,6 +184,40 @@ def _private_folder(stack: AsyncExitStack, settings: Settings) -> PrivateFolder:
     if not is_memory(private.place):
         logger.warning("opened artifacts lie on a disk", extra={"place": str(private.place)})
     return private
+
+
+def _routed(
+    stack: AsyncExitStack, settings: Settings, control: Control, worker: Generator, environment: Mapping[str, str]
+) -> Generator:
+    """The worker, and in front of it whoever answers for a base elsewhere. Raises FailedPrecondition for a base that is
+    not on this machine: its tokenizer is needed."""
+    if not settings.vllm:
+        return worker
+    found = {}
+    for given in settings.vllm:
+        if given.weights not in control.catalog.weights:
+            raise InvalidArgument(f"vllm: there are no weights {given.weights}; `sarto models` lists them")
+        if given.key_variable and not os.environ.get(given.key_variable):
+            raise InvalidArgument(f"vllm: the key of {given.weights} is not in the variable {given.key_variable}")
+
+        async def wanted(weights: str = given.weights) -> list[Adapter]:
+            rows = await asyncio.to_thread(announced_adapters, control, weights)
+            return [Adapter(digest, folder) for digest, folder in rows]
+
+        key = os.environ.get(given.key_variable, "") if given.key_variable else ""
+        options = VllmOptions(given.address, given.model, key, given.max_adapters, settings.queue_limit)
+        log = settings.home / "logs" / f"vllm-{given.weights}.log"
+        server = VllmServer(given.command, log, environment) if given.command else None
+        made = VllmGenerator(options, worker, wanted, server)
+        found[control.base(given.weights).digest] = made
+        stack.push_async_callback(made.close)
+        stack.push_async_callback(ended, asyncio.create_task(made.keep()))
+    return RoutedGenerator(worker, found)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _providers(settings: Settings) -> Providers:
@@ -281,11 +319,7 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
 
     batches = asyncio.create_task(BatchRunner(control, answer, supervisor.owner).run())
 
-    async def stop_batches() -> None:
-        batches.cancel()
-        await asyncio.gather(batches, return_exceptions=True)
-
-    stack.push_async_callback(stop_batches)
+    stack.push_async_callback(ended, batches)
 
 
 def _key_service(settings: Settings, data: Path, database: Database) -> KeyService:

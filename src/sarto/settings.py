@@ -68,6 +68,24 @@ class Judge(BaseModel):
             ) from None
 
 
+class Vllm(BaseModel):
+    """A vLLM server that answers for one base and the models tuned on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: str
+    """Id of the base weights, as `sarto models` lists them."""
+    address: str = "http://127.0.0.1:8000"
+    model: str
+    """What vLLM calls the base (`--served-model-name`)."""
+    command: list[str] = Field(default_factory=list)
+    """Program and arguments to start it with; without, it is somebody else's."""
+    key_variable: str = ""
+    """Environment variable that holds its API key."""
+    max_adapters: int = Field(default=64, ge=1)
+    """The newest adapters are loaded ahead; others when they are asked for."""
+
+
 class Settings(BaseModel):
     """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` plus its capitals."""
 
@@ -93,6 +111,8 @@ class Settings(BaseModel):
     """CPU threads of a run and of the serving worker; 0 means the cores this process may use."""
     serving_precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Weights of the serving worker; int8 is faster and costs some quality, which each job's certificate states."""
+    vllm: list[Vllm] = Field(default_factory=list)
+    """Servers of vLLM that answer for a base each; everything else is answered by our own worker."""
     queue_limit: int = Field(default=256, ge=1)
     """Requests for generation that may wait; further ones are told to come back (429)."""
     devices: int = Field(default=1, ge=1)

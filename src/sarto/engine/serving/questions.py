@@ -40,6 +40,13 @@ def _compute_tokens(engine: Engine, base: BaseWeights | None, payload: dict[str,
     return {"tokenIds": tokens, "tokens": [tokenizer.token_text(token) for token in tokens]}
 
 
+def _prompt(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of a prompt, and those that end a reply: all that another server needs to go on from there."""
+    tokenizer = engine.tokenizer(_needed(base))
+    _, tokens = prompt_tokens(CountTokensRequest.read(payload), tokenizer)
+    return {"tokenIds": tokens, "endIds": sorted(tokenizer.end_of_turn_ids)}
+
+
 def _needed(base: BaseWeights | None) -> BaseWeights:
     if base is None:
         raise InvalidArgument("This question needs a model.")
@@ -59,6 +66,7 @@ QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict
     "metrics": _metrics,
     "forget_adapters": _forget_adapters,
     "compute_tokens": _compute_tokens,
+    "prompt": _prompt,
     "data_report": _data_report,
     "show_row": _show_row,
 }

@@ -1,0 +1,316 @@
+"""A `Generator` over a vLLM server that serves one base, with the adapters of all models on it loaded beside it.
+
+The prompt is rendered and encoded by our own worker and sent as token ids, so that vLLM answers exactly what training
+had in front of it. Which adapters vLLM must hold is asked of the database (`wanted`), again and again: whoever of the
+two restarts, `keep` brings them together. Adapters are named by their bytes; no name of a client ever reaches vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+
+from sarto.errors import (
+    RETRY_INFO,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    SartoError,
+    Unavailable,
+    Unimplemented,
+)
+from sarto.schema.generation import (
+    Candidate,
+    Content,
+    FinishReason,
+    GenerateContentRequest,
+    GenerateContentResponse,
+    GenerationConfig,
+    Part,
+    UsageMetadata,
+)
+from sarto.serving.generator import Generator, Target
+from sarto.serving.vllm_server import VllmServer
+
+logger = logging.getLogger(__name__)
+PREFIX = "sarto-"
+"""Of every adapter's name in vLLM: what begins otherwise is not ours, and left alone."""
+SECONDS = 2.0
+CONFIG = "generation_config"
+REFUSED = ("response_schema", "response_json_schema", "response_logprobs", "logprobs", "speech_config", "image_config",
+           "routing_config", "model_selection", "audio_timestamp", "media_resolution", "translation_config",
+           "enable_affective_dialog", "enable_enhanced_civic_answers", "audio_transcription_config",
+           "response_format")  # fmt: skip
+"""Fields that Sarto's own worker reads or refuses, and that are not translated for vLLM."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One that vLLM must hold: the digest of its bytes, and the PEFT folder as vLLM finds it."""
+
+    digest: str
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return PREFIX + self.digest
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """`model`: what vLLM calls the base. `max_adapters`: the newest that are loaded ahead of being asked for."""
+
+    address: str
+    model: str
+    key: str = ""
+    max_adapters: int = 64
+    queue_limit: int = 256
+
+
+class VllmGenerator:
+    """All calls must come from one event loop. `worker` renders prompts; `server` is ours to start, or None."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        worker: Generator,
+        wanted: Callable[[], Awaitable[Sequence[Adapter]]],
+        server: VllmServer | None = None,
+    ) -> None:
+        self._options, self._worker, self._wanted, self._server = options, worker, wanted, server
+        headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
+        timeout = httpx.Timeout(600.0, connect=5.0)
+        self._http = httpx.AsyncClient(base_url=options.address, headers=headers, timeout=timeout, trust_env=False)
+        self._context = 0
+        self._faults: dict[str, str] = {}
+        self._asked = 0
+        self._was_there = True
+        self._loading = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """For ever: start vLLM where it is ours and not running, and load and unload what the database says."""
+        while True:
+            try:
+                if self._server is not None:
+                    await self._server.keep()
+                await self._reconcile()
+                self._was_there = True
+            except (SartoError, httpx.HTTPError) as error:
+                if self._was_there:
+                    logger.warning(
+                        "vLLM cannot be reached", extra={"address": self._options.address, "error": str(error)}
+                    )
+                self._was_there = False
+            await asyncio.sleep(SECONDS)
+
+    async def generate(
+        self, target: Target, request: GenerateContentRequest
+    ) -> AsyncGenerator[GenerateContentResponse]:
+        body = _read(request)
+        if self._asked >= self._options.queue_limit:
+            detail = {"@type": RETRY_INFO, "retryDelay": "2s"}
+            raise ResourceExhausted(f"{self._asked} requests are at vLLM already; try again in a moment.", [detail])
+        self._asked += 1
+        try:
+            prompt = await self._worker.inspect(target, "prompt", _prompt(request))
+            body |= {"prompt": prompt["tokenIds"], "stop_token_ids": prompt["endIds"]}
+            body["model"] = await self._name(target)
+            async with aclosing(self._answers(body)) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            self._asked -= 1
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        if self._server is not None:
+            await self._server.close()
+
+    async def _name(self, target: Target) -> str:
+        """What vLLM calls the target, which it holds by then."""
+        name = PREFIX + target.adapter_digest
+        async with self._loading:
+            held = await self._held()
+            if not target.adapter_digest:
+                return self._options.model
+            if name not in held:
+                found = [adapter for adapter in await self._wanted() if adapter.digest == target.adapter_digest]
+                if not found:
+                    raise FailedPrecondition(
+                        "This model is not among those that vLLM is given: its adapter is sealed under a customer key. "
+                        "Serve it with Sarto's own worker."
+                    )
+                await self._load(found[0])
+        return name
+
+    async def _reconcile(self) -> None:
+        async with self._loading:
+            wanted = {adapter.name: adapter for adapter in await self._wanted()}
+            newest = list(wanted)[: self._options.max_adapters]
+            held = await self._held()
+            for name in held - set(wanted):
+                await self._call("/v1/unload_lora_adapter", {"lora_name": name})
+                logger.info("adapter left vLLM", extra={"adapter": name})
+            for name in newest:
+                if name not in held and name not in self._faults:
+                    try:
+                        await self._load(wanted[name])
+                    except FailedPrecondition as error:
+                        logger.warning("vLLM refused an adapter", extra={"adapter": name, "error": str(error)})
+            self._faults = {name: fault for name, fault in self._faults.items() if name in wanted}
+
+    async def _held(self) -> set[str]:
+        """Our adapters that vLLM has now; a server that restarted has none."""
+        models = (await self._call("/v1/models", None)).json()["data"]
+        for row in models:
+            if row["id"] == self._options.model:
+                self._context = int(row.get("max_model_len") or 0)
+        if not self._context:
+            names = ", ".join(row["id"] for row in models)
+            raise Unavailable(f"vLLM serves no {self._options.model} but {names}; set `model` of [[vllm]].")
+        return {row["id"] for row in models if row["id"].startswith(PREFIX)}
+
+    async def _load(self, adapter: Adapter) -> None:
+        try:
+            await self._call("/v1/load_lora_adapter", {"lora_name": adapter.name, "lora_path": adapter.folder})
+        except InvalidArgument as error:
+            self._faults[adapter.name] = str(error)
+            raise FailedPrecondition(f"vLLM cannot load this model's adapter: {error}") from None
+        self._faults.pop(adapter.name, None)
+        logger.info("adapter went to vLLM", extra={"adapter": adapter.name})
+
+    async def _call(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            answer = await (self._http.get(path) if body is None else self._http.post(path, json=body))
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+        if answer.is_error:
+            raise _fault(answer.status_code, answer.content)
+        return answer
+
+    async def _answers(self, body: dict[str, Any]) -> AsyncGenerator[GenerateContentResponse]:
+        """vLLM's pieces; the last is held back until it is known what all of it counts."""
+        room = self._context - len(body["prompt"])
+        if room < 1:
+            raise InvalidArgument.field(
+                "contents", f"The prompt has {len(body['prompt'])} tokens; vLLM's context is {self._context}."
+            )
+        body["max_tokens"] = min(body.get("max_tokens") or room, room)
+        held: GenerateContentResponse | None = None
+        is_whole = False
+        try:
+            async with self._http.stream("POST", "/v1/completions", json=body) as answer:
+                if answer.is_error:
+                    raise _fault(answer.status_code, await answer.aread())
+                async for line in answer.aiter_lines():
+                    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                    if not data:
+                        continue
+                    if data == "[DONE]":
+                        is_whole = True
+                        break
+                    piece = orjson.loads(data)
+                    if "error" in piece:
+                        raise _fault(500, data.encode())
+                    usage, candidates = _usage(piece.get("usage")), _candidates(piece.get("choices", ()))
+                    if candidates:
+                        if held is not None:
+                            yield held
+                        held = GenerateContentResponse(candidates=candidates)
+                    if usage is not None and held is not None:
+                        held.usage_metadata = usage
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+        if not is_whole or held is None:
+            raise Unavailable("vLLM ended the answer before it was whole. Try again.")
+        yield held
+
+    def _gone(self, error: httpx.HTTPError) -> Unavailable:
+        return Unavailable(f"vLLM at {self._options.address} does not answer ({type(error).__name__}). Try again.")
+
+
+def _read(request: GenerateContentRequest) -> dict[str, Any]:
+    """The request in vLLM's words. Raises InvalidArgument, by its field, for what is not translated."""
+    if request.cached_content:
+        raise Unimplemented("cachedContent is not supported.")
+    if request.model_armor_config:
+        raise Unimplemented("modelArmorConfig is not supported: no filter would screen prompt or answer.")
+    for field in ("tools", "tool_config"):
+        if getattr(request, field):
+            raise InvalidArgument.field(field, "Models on vLLM are not given functions; leave it out.")
+    config = request.generation_config or GenerationConfig()
+    for name in REFUSED:
+        if name in config.model_dump(include={name}, exclude_none=True):
+            raise InvalidArgument.field(f"{CONFIG}.{name}", "Models on vLLM cannot honour it; leave it out.")
+    if config.response_mime_type not in ("", "text/plain"):
+        raise InvalidArgument.field(f"{CONFIG}.response_mime_type", "Models on vLLM answer in plain text only.")
+    found: dict[str, Any] = {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "n": config.candidate_count or 1,
+        "temperature": 1.0 if config.temperature is None else config.temperature,
+        "top_p": 0.95 if config.top_p is None else max(config.top_p, 1e-6),
+        "top_k": 64 if config.top_k is None else int(config.top_k),
+        "presence_penalty": config.presence_penalty or 0.0,
+        "frequency_penalty": config.frequency_penalty or 0.0,
+        "stop": config.stop_sequences,
+        "skip_special_tokens": True,
+    }
+    if config.max_output_tokens is not None:
+        found["max_tokens"] = config.max_output_tokens
+    if config.seed is not None:
+        found["seed"] = config.seed
+    return found
+
+
+def _prompt(request: GenerateContentRequest) -> dict[str, Any]:
+    whole = request.to_json()
+    return {name: whole[name] for name in ("contents", "systemInstruction") if name in whole}
+
+
+def _candidates(choices: Sequence[dict[str, Any]]) -> list[Candidate]:
+    return [
+        Candidate(
+            index=choice["index"],
+            content=Content(role="model", parts=[Part(text=choice["text"])] if choice["text"] else []),
+            finish_reason=_reason(choice.get("finish_reason")),
+        )
+        for choice in choices
+    ]
+
+
+def _reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    return {"stop": FinishReason.STOP, "length": FinishReason.MAX_TOKENS}.get(reason, FinishReason.OTHER)
+
+
+def _usage(usage: dict[str, Any] | None) -> UsageMetadata | None:
+    if usage is None:
+        return None
+    return UsageMetadata(
+        prompt_token_count=usage["prompt_tokens"],
+        candidates_token_count=usage["completion_tokens"],
+        total_token_count=usage["total_tokens"],
+        traffic_type="ON_DEMAND",
+    )
+
+
+def _fault(status: int, body: bytes) -> SartoError:
+    try:
+        found = orjson.loads(body)
+        message = str((found.get("error") or found).get("message") or "no reason given")
+    except (orjson.JSONDecodeError, AttributeError):
+        message = body.decode(errors="replace")[:200] or "no reason given"
+    if status == 429:
+        return ResourceExhausted(f"vLLM: {message}", [{"@type": RETRY_INFO, "retryDelay": "2s"}])
+    if status in (401, 403):
+        return Unavailable("vLLM does not accept the key that Sarto has for it; see [[vllm]].")
+    return InvalidArgument(f"vLLM: {message}") if status < 500 else Unavailable(f"vLLM: {message}")

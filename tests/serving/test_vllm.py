@@ -1,0 +1,193 @@
+"""The vLLM client against a process that speaks vLLM's HTTP (tests/vllm_server.py); no GPU is needed, and no model."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sarto.errors import FailedPrecondition, InvalidArgument, Unavailable
+from sarto.schema.generation import FinishReason, GenerateContentRequest
+from sarto.schema.runs import BaseWeights
+from sarto.serving.generator import Target, collect
+from sarto.serving.vllm import Adapter, VllmGenerator, VllmOptions
+from sarto.serving.vllm_server import VllmServer
+from sarto.serving.worker_client import WorkerGenerator
+from tests.serving.making import make_adapter, request
+from tests.tiny import make_tiny_base
+from tests.vllm_server import KEY, held, vllm_server
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseWeights:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+@asynccontextmanager
+async def client(
+    folder: Path, address: str, wanted: Sequence[Adapter] = (), server: VllmServer | None = None
+) -> AsyncIterator[VllmGenerator]:
+    worker = WorkerGenerator(folder, threads=1)
+
+    async def announced() -> Sequence[Adapter]:
+        return wanted
+
+    made = VllmGenerator(VllmOptions(address, "tiny", KEY), worker, announced, server)
+    keeping = asyncio.create_task(made.keep())
+    try:
+        yield made
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await made.close()
+        await worker.close()
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_true():
+            await asyncio.sleep(0.05)
+
+
+async def said(generator: VllmGenerator, target: Target, asked: GenerateContentRequest) -> str:
+    answer = await collect(generator.generate(target, asked))
+    return "".join(part.text or "" for c in answer.candidates if c.content for part in c.content.parts)
+
+
+def test_base_and_adapter_are_answered_by_token_ids_of_our_own_renderer(tmp_path: Path, base: BaseWeights) -> None:
+    key = make_adapter(base, tmp_path / "adapter")
+    adapter = Adapter(key.digest, key.folder)
+
+    async def test() -> None:
+        with vllm_server() as (address, _):
+            async with client(tmp_path, address, [adapter]) as generator:
+                plain, tuned = Target(base), Target(base, key.folder, key.digest)
+                prompt = await generator._worker.inspect(plain, "prompt", {"contents": request().to_json()["contents"]})
+                count = len(prompt["tokenIds"])
+                assert await said(generator, plain, request()) == f"tiny read {count} tokens"
+                whole = await collect(generator.generate(tuned, request(candidateCount=2, maxOutputTokens=2)))
+                assert [c.finish_reason for c in whole.candidates] == [FinishReason.MAX_TOKENS] * 2
+                assert whole.candidates[1].content is not None
+                assert whole.candidates[1].content.parts[0].text == f"{adapter.name} read {count} "
+                assert whole.usage_metadata is not None
+                assert whole.usage_metadata.total_token_count == count + 4
+
+    asyncio.run(test())
+
+
+def test_adapters_follow_what_the_database_says_also_after_vllm_has_started_anew(
+    tmp_path: Path, base: BaseWeights
+) -> None:
+    adapters = []
+    for number in range(3):
+        key = make_adapter(base, tmp_path / str(number), seed=number)
+        adapters.append(Adapter(key.digest, key.folder))
+    names = [adapter.name for adapter in adapters]
+    wanted = adapters[:2]
+
+    async def test() -> None:
+        with vllm_server() as (address, first):
+            async with client(tmp_path, address, wanted):
+                await until(lambda: held(address) == set(names[:2]))
+                wanted[:] = adapters[1:]
+                await until(lambda: held(address) == set(names[1:]))
+                first.kill()
+                first.wait()
+                with vllm_server(int(address.rpartition(":")[2])) as (again, _):
+                    assert again == address
+                    await until(lambda: held(address) == set(names[1:]))
+
+    asyncio.run(test())
+
+
+def test_an_adapter_that_vllm_refuses_or_is_not_given_is_an_error_with_the_reason(
+    tmp_path: Path, base: BaseWeights
+) -> None:
+    key = make_adapter(base, tmp_path / "adapter", rank=32)
+
+    async def test() -> None:
+        with vllm_server() as (address, _):
+            async with client(tmp_path, address, [Adapter(key.digest, key.folder)]) as generator:
+                with pytest.raises(FailedPrecondition, match="rank 32 is greater"):
+                    await said(generator, Target(base, key.folder, key.digest), request())
+                with pytest.raises(FailedPrecondition, match="not among those"):
+                    await said(generator, Target(base, key.folder, "0" * 64), request())
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"tools": [{"functionDeclarations": [{"name": "f"}]}]}, "tools"),
+        ({"generationConfig": {"responseLogprobs": True}}, "response_logprobs"),
+        ({"generationConfig": {"responseMimeType": "application/json"}}, "response_mime_type"),
+        ({"generationConfig": {"responseSchema": {"type": "STRING"}}}, "response_schema"),
+    ],
+)
+def test_what_is_not_translated_for_vllm_is_refused_by_its_field(
+    tmp_path: Path, base: BaseWeights, more: dict[str, Any], field: str
+) -> None:
+    async def test() -> None:
+        async with client(tmp_path, "http://127.0.0.1:9") as generator:
+            asked = GenerateContentRequest.read({**request().to_json(), **more})
+            with pytest.raises(InvalidArgument) as fault:
+                await said(generator, Target(base), asked)
+            assert field in fault.value.violations[0].field
+
+    asyncio.run(test())
+
+
+def test_a_server_that_is_gone_or_breaks_off_is_unavailable_and_a_caller_that_leaves_stops_it(
+    tmp_path: Path, base: BaseWeights
+) -> None:
+    async def test() -> None:
+        with vllm_server() as (address, process):
+            async with client(tmp_path, address) as generator:
+                with pytest.raises(Unavailable, match="before it was whole"):
+                    await said(generator, Target(base), request(seed=8))
+                answers = generator.generate(Target(base), request(seed=7))
+                await anext(answers)
+                await answers.aclose()
+                assert (await asyncio.to_thread(httpx.get, f"{address}/hung-up", timeout=20)).json()["hungUp"]
+                with pytest.raises(Unavailable, match=r"does not answer|before it was whole"):
+                    async for _ in generator.generate(Target(base), request(seed=7)):
+                        process.kill()
+                with pytest.raises(Unavailable, match="does not answer"):
+                    await said(generator, Target(base), request())
+
+    asyncio.run(test())
+
+
+def test_a_server_of_our_own_is_started_and_started_again(tmp_path: Path, base: BaseWeights) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    key = make_adapter(base, tmp_path / "adapter")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    server = VllmServer([sys.executable, "-m", "tests.vllm_server", str(port)], tmp_path / "vllm.log", environment)
+
+    def is_held() -> bool:
+        try:
+            return held(address) == {Adapter(key.digest, key.folder).name}
+        except httpx.HTTPError:
+            return False
+
+    async def test() -> None:
+        async with client(tmp_path, address, [Adapter(key.digest, key.folder)], server):
+            await until(is_held)
+            assert server.pid is not None
+            first = server.pid
+            server.kill()
+            await until(lambda: server.pid != first and is_held())
+        assert not is_held()
+
+    asyncio.run(test())

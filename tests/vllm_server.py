@@ -1,0 +1,141 @@
+"""What of vLLM's HTTP the client uses, as a process with a real port and no model: models, adapters, completions.
+
+An answer says who gives it and how many tokens it was given. With seed 7 it never ends; with seed 8 it breaks off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+KEY = "vllm-key-0123456789"
+CONTEXT = 512
+
+
+@contextmanager
+def vllm_server(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Its address, and the process; it ends with the block."""
+    environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    command = [sys.executable, "-m", "tests.vllm_server", str(port)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    try:
+        yield child.stdout.readline().strip(), child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def held(address: str) -> set[str]:
+    rows = httpx.get(f"{address}/v1/models", headers={"Authorization": f"Bearer {KEY}"}).json()["data"]
+    return {row["id"] for row in rows} - {"tiny"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    adapters: dict[str, str] = {}
+    hung_up = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path == "/hung-up":
+            self._answer(200, {"hungUp": self.hung_up.wait(10)})
+        elif self._is_let_in():
+            base = {"id": "tiny", "max_model_len": CONTEXT, "parent": None}
+            rows = [{"id": name, "root": path, "parent": "tiny"} for name, path in self.adapters.items()]
+            self._answer(200, {"object": "list", "data": [base, *rows]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self._is_let_in():
+            return
+        if self.path == "/v1/load_lora_adapter":
+            self._load(body)
+        elif self.path == "/v1/unload_lora_adapter":
+            self.adapters.pop(body["lora_name"])
+            self._answer(200, "Success")
+        elif body["model"] not in {"tiny", *self.adapters}:
+            self._fail(404, f"The model `{body['model']}` does not exist.")
+        else:
+            self._complete(body)
+
+    def _load(self, body: dict[str, Any]) -> None:
+        folder = Path(body["lora_path"])
+        if "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ:
+            self._fail(404, "Not Found")
+        elif not (folder / "adapter_config.json").exists():
+            self._fail(400, f"No adapter found for {folder}")
+        elif json.loads((folder / "adapter_config.json").read_text())["r"] > 16:
+            self._fail(400, "LoRA rank 32 is greater than max_lora_rank 16.")
+        else:
+            self.adapters[body["lora_name"]] = str(folder)
+            self._answer(200, "Success")
+
+    def _complete(self, body: dict[str, Any]) -> None:
+        assert body["stream"] and all(isinstance(token, int) for token in body["prompt"])
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        words = [f"{body['model']} ", f"read {len(body['prompt'])} ", "tokens"][: body["max_tokens"]]
+        for number, word in enumerate(words):
+            for index in range(body["n"]):
+                last = number == len(words) - 1 and body.get("seed") not in (7, 8)
+                reason = ("length" if len(words) == body["max_tokens"] else "stop") if last else None
+                self._send({"choices": [{"index": index, "text": word, "finish_reason": reason}]})
+        if body.get("seed") == 8:
+            return
+        while body.get("seed") == 7:
+            try:
+                self._send({"choices": [{"index": 0, "text": "…", "finish_reason": None}]})
+            except OSError:
+                self.hung_up.set()
+                return
+            time.sleep(0.02)  # the pace of a model
+        total = len(words) * body["n"]
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": total}
+        self._send({"choices": [], "usage": {**usage, "total_tokens": len(body["prompt"]) + total}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _send(self, piece: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+        self.wfile.flush()
+
+    def _is_let_in(self) -> bool:
+        if self.headers.get("authorization") == f"Bearer {KEY}":
+            return True
+        self._fail(401, "Unauthorized")
+        return False
+
+    def _fail(self, status: int, message: str) -> None:
+        self._answer(status, {"error": {"message": message, "type": "BadRequestError", "code": status}})
+
+    def _answer(self, status: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nobody reads it."""
+
+
+def main() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Handler)
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
