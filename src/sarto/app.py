@@ -25,7 +25,7 @@ from sarto.api.routes import ROUTES
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control import keys as key_control
-from sarto.control import service_accounts
+from sarto.control import projects, service_accounts
 from sarto.control.announced import announced_adapters
 from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
@@ -56,8 +56,9 @@ from sarto.settings import Settings
 from sarto.storage import data_folder, migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial, read_master
-from sarto.storage.keys import KeyService
+from sarto.storage.key_material import KeyMaterial
+from sarto.storage.keys import KeyName, KeyService
+from sarto.storage.master_key import read_master
 from sarto.storage.private import PrivateFolder, is_memory, place_for
 from sarto.storage.sealer import Sealer
 from sarto.storage.tables import dataset_evaluation, model_export
@@ -324,9 +325,24 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
 
 def _key_service(settings: Settings, data: Path, database: Database) -> KeyService:
     """Raises FailedPrecondition when the master key cannot be read."""
-    master = read_master(data, settings.master_key.get_secret_value(), settings.master_key_file)
+    master = read_master(
+        data, settings.master_key.get_secret_value(), settings.master_key_file,
+        in_keyring=settings.master_key_keyring,
+    )  # fmt: skip
     material = KeyMaterial(data / "keys", master)
-    return KeyService(database, material, settings.external_keys, settings.vault_token.get_secret_value())
+    return KeyService(
+        database, material, _canonical(database, settings.external_keys), settings.vault_token.get_secret_value()
+    )
+
+
+def _canonical(database: Database, external: Mapping[str, str]) -> dict[str, str]:
+    """Names of keys with the number of their project, where its id was written and is known."""
+    made = {}
+    for text, uri in external.items():
+        name = KeyName.parse(text)
+        owner = projects.find(database, name.project)
+        made[str(KeyName(owner.number, name.location, name.ring, name.key) if owner else name)] = uri
+    return made
 
 
 async def _tend_keys(stack: AsyncExitStack, control: Control, generator: WorkerGenerator) -> None:

@@ -177,6 +177,8 @@ class Settings(BaseModel):
     """Master key of the local key service: 32 bytes in base64; empty means `master_key_file`."""
     master_key_file: Path | None = None
     """File with the master key, mode 600; default: one in the home, made when first asked for."""
+    master_key_keyring: bool = False
+    """Keep the master key in the system's keyring, which needs the extra sarto[keyring]."""
     private_folder: Path | None = None
     """Where sealed artifacts are opened while they are worked on; default: in memory (/dev/shm), else in the home."""
     external_keys: dict[str, str] = {}

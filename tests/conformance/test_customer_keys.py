@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from sarto.storage.private import place_for
+from tests.control.vault import Vault
 
 from .conftest import PARENT, ended
 from .service import Service, upload, wait_for
@@ -242,3 +243,39 @@ def test_exports_and_predictions_of_a_keyed_model_are_sealed_and_so_are_answers_
         other = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body)
         assert other.status_code == 400 and "under its own key" in other.text
         assert open_files(service.home) != []  # the scan sees what lies open
+
+
+@pytest.mark.slow
+def test_a_key_in_a_vault_seals_a_job_and_pauses_it_when_the_vault_refuses(tmp_path: Path) -> None:
+    with Vault() as vault:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'vault_token = "root"\n[external_keys]\n"{KEY}" = "hcvault+http://{vault.address}/transit/keys/sarto"\n'
+        )
+        service = Service(home)
+        service.start(SARTO_LEASE_SECONDS="2", SARTO_RESUME_SECONDS="0.2", SARTO_PROJECT="demo")
+        service.stop()  # the first start makes the project whose number the key's name gets
+        service.start(SARTO_LEASE_SECONDS="2", SARTO_RESUME_SECONDS="0.2")
+        try:
+            with service.http() as http:
+                number = http.get("/v3/projects/demo").json()["projectNumber"]
+                agent = f"serviceAccount:service-{number}@gcp-sa-vertex-tune.iam.gserviceaccount.com"
+                policy = http.post("/v1/projects/demo:getIamPolicy", json={}).json()
+                policy["bindings"].append({"role": ROLE, "members": [agent]})
+                http.post("/v1/projects/demo:setIamPolicy", json={"policy": policy}).raise_for_status()
+                upload(http, "sealed-data", "train.jsonl", rows())
+                upload(http, "sealed-data", "validation.jsonl", rows(4))
+                made = create(http, epochs=300)
+                assert made.status_code == 200, made.text
+                name = made.json()["name"]
+                wait_for((home / "runs" / name.rpartition("/")[2] / "resume" / "resume.safetensors").exists)
+                vault.refuses = True
+                paused = wait_for(lambda: state_is(http, name, "JOB_STATE_PAUSED"), 3 * LEASE_SECONDS)
+                assert paused["error"]["code"] == 9 and "hcvault" in paused["error"]["message"]
+                vault.refuses = False
+                job = ended(http, name)
+                assert ask(http, job["tunedModel"]["endpoint"]).status_code == 200
+            assert open_files(home / "runs", home / "adapters") == [] and vault.calls > 10
+        finally:
+            service.stop()

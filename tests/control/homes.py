@@ -20,8 +20,9 @@ from sarto.names import LocationName, ResourceName, parse_resource
 from sarto.schema.tuning_jobs import JobState, TuningJob
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.key_material import KeyMaterial
 from sarto.storage.keys import KeyService
+from sarto.storage.master_key import read_master
 from sarto.storage.migrations import upgrade
 from sarto.storage.private import PrivateFolder
 from sarto.storage.sealer import Sealer

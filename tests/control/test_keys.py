@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import orjson
 import pytest
 import sqlalchemy as sa
 
@@ -17,10 +13,12 @@ from sarto.control.auth import Principal
 from sarto.control.context import Control
 from sarto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from sarto.names import LocationName
-from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.key_material import KeyMaterial
 from sarto.storage.keys import KeyName, KeyService
+from sarto.storage.master_key import read_master
 from sarto.storage.tables import crypto_key
 from tests.control.homes import add_project, member
+from tests.control.vault import Vault
 
 PLACE = LocationName("demo", "us-central1")
 RING = KeyName("demo", "us-central1", "ring")
@@ -112,41 +110,10 @@ def test_names_faults_and_walls(service: KeyService, owner: Principal, any_contr
             keys.get_key(service, foreign, name)
 
 
-class _Vault(BaseHTTPRequestHandler):
-    """The transit engine's encrypt and decrypt, over base64 instead of a cipher."""
-
-    def do_POST(self) -> None:
-        asked = orjson.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["X-Vault-Token"] != "root":
-            self.send_response(403)
-            self.end_headers()
-            return
-        if "/encrypt/" in self.path:
-            data = {"ciphertext": "vault:v1:" + base64.b64encode(asked["plaintext"].encode()).decode()}
-        else:
-            data = {"plaintext": base64.b64decode(asked["ciphertext"].removeprefix("vault:v1:")).decode()}
-        body = orjson.dumps({"data": data})
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_PUT = do_POST
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def vault() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), _Vault)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"hcvault+http://127.0.0.1:{server.server_port}/transit/keys/sarto"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Vault() as served:
+        yield f"hcvault+http://{served.address}/transit/keys/sarto"
 
 
 def test_a_key_in_a_vault_wraps_and_opens_bound_to_its_context(control: Control, vault: str) -> None:

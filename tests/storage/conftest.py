@@ -7,8 +7,9 @@ import pytest
 
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.key_material import KeyMaterial
 from sarto.storage.keys import KeyService
+from sarto.storage.master_key import read_master
 from sarto.storage.private import PrivateFolder
 from sarto.storage.sealer import Sealer
 from sarto.storage.tables import metadata

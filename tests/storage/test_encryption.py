@@ -10,7 +10,8 @@ import pytest
 
 from sarto.errors import FailedPrecondition
 from sarto.storage import encryption
-from sarto.storage.key_material import KeyMaterial, read_master
+from sarto.storage.key_material import KeyMaterial
+from sarto.storage.master_key import read_master
 
 
 class OneKey:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sarto import settings as settings_
 from sarto.cli import output
+from sarto.cli.backup import Home
 from sarto.cli.client import ApiError, Client
 from sarto.cli.options import AsJson, client
+from sarto.cli.serve import alone
 from sarto.errors import InvalidArgument
+from sarto.storage import master_key
+from sarto.storage.database import Database
+from sarto.storage.keys import all_versions
 
 app = typer.Typer(help="Customer keys.", no_args_is_help=True)
 keys = typer.Typer(help="Keys: create, list, rotate, disable, enable, destroy, restore.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+master = typer.Typer(help="The key that seals all customer keys.", no_args_is_help=True)
+app.add_typer(master, name="master")
 Name = Annotated[
     str,
     typer.Argument(help="projects/P/locations/L/keyRings/R/cryptoKeys/K, with /cryptoKeyVersions/N for one version."),
@@ -112,6 +121,40 @@ def restore(context: typer.Context, name: Name) -> None:
     with client(context) as api:
         for version in _versions(api, name, "DESTROY_SCHEDULED"):
             _show(api.post(f"/v1/{version}:restore"))
+
+
+@master.command("rotate")
+def rotate_master(
+    home: Home = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="File of the new master key, made if it does not exist; for one you keep yourself."),
+    ] = None,
+) -> None:
+    """Seal every customer key under a new master key. The service must be stopped; repeat it if it was cut off."""
+    settings = settings_.load(home)
+    data = settings.data_folder or settings.home
+    given, file = settings.master_key.get_secret_value(), settings.master_key_file
+    if bool(given or file) != bool(to):
+        words = "Name the file of the new one with --to." if to is None else "It is the home's own; leave --to out."
+        raise InvalidArgument(f"The master key is {'set in the settings' if given or file else 'not'}. {words}")
+    with alone(settings.home):
+        database = Database.in_home(settings.home, settings.database_url)
+        try:
+            versions = all_versions(database)
+            if to is not None:
+                if not to.exists():
+                    master_key.make_file(to)
+                old, new = master_key.read_master(data, given, file), master_key.read_file(to)
+                count = master_key.rotate(data / "keys", old, new, versions)
+            elif settings.master_key_keyring:
+                count = master_key.rotate_keyring(data, data / "keys", versions)
+            else:
+                count = master_key.rotate_file(data, data / "keys", versions)
+        finally:
+            database.close()
+    then = f" Set master_key_file to {to} before the service starts." if to else ""
+    output.console().print(f"{count} key versions are sealed under a new master key.{then}", soft_wrap=True)
 
 
 def _split(name: str) -> tuple[str, str]:

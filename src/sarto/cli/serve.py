@@ -7,6 +7,7 @@ import fcntl
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,7 +50,7 @@ def serve(
     os.umask(0o077)  # whatever this process and its children write is its owner's alone
     _open_home(settings.home)
     tls = choose(settings)
-    with _alone(settings.home), _listen(settings.host, settings.port) as listener:
+    with alone(settings.home), _listen(settings.host, settings.port) as listener:
         _log_to(settings.home / "logs" / "serve.log")
         address = _address(settings.host, listener.getsockname()[1], tls)
         try:
@@ -65,6 +66,7 @@ def serve(
 
 def _run(settings: Settings, listener: socket.socket, address: str, lines: str, tls: Tls | None) -> None:
     sys.setswitchinterval(THREAD_TURN_SECONDS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # here and in all that is started from here
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
     failures: list[BaseException] = []
 
@@ -166,7 +168,7 @@ def _open_home(home: Path) -> None:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def alone(home: Path) -> Iterator[None]:
     """Holds the home for this process. Raises FailedPrecondition when another server has it."""
     with (home / "serve.lock").open("a+") as file:
         try:

@@ -150,6 +150,13 @@ def versions_of(name: KeyName) -> sa.ColumnElement[bool]:
     return sa.and_(condition, table.c.version == name.version) if name.version else condition
 
 
+def all_versions(database: Database) -> list[str]:
+    """The name of every version there is or was."""
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(crypto_key_version)).all()
+    return [str(KeyName(row.project, row.location, row.ring, row.key, row.version)) for row in rows]
+
+
 def find_version(connection: Connection, name: KeyName) -> sa.Row[Any]:
     """Raises NotFound."""
     row = connection.execute(sa.select(crypto_key_version).where(versions_of(name))).first()
