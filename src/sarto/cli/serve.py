@@ -7,7 +7,6 @@ import fcntl
 import logging
 import logging.handlers
 import os
-import resource
 import signal
 import socket
 import sys
@@ -66,7 +65,6 @@ def serve(
 
 def _run(settings: Settings, listener: socket.socket, address: str, lines: str, tls: Tls | None) -> None:
     sys.setswitchinterval(THREAD_TURN_SECONDS)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # here and in all that is started from here
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C once the server has shut down
     failures: list[BaseException] = []
 
