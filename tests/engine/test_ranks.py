@@ -159,3 +159,25 @@ def test_more_ranks_than_one_share_the_examples_of_small_steps_too(tiny: BaseWei
     alone = make_spec(tiny, tmp_path / "alone", parameters={"batch_size": 2, "epoch_count": 1})
     assert finish(spec).error is None and finish(alone).error is None
     np.testing.assert_allclose(steps(spec), steps(alone), rtol=2e-5)
+
+
+def test_a_base_in_parts_on_two_devices_learns_what_a_whole_one_learns(tiny: BaseWeights, tmp_path: Path) -> None:
+    whole, parts = make_spec(tiny, tmp_path / "whole"), make_spec(tiny, tmp_path / "parts", ranks=2, shard=True)
+    expected, result = finish(whole), finish(parts)
+    assert result.error is None and result.parameters is not None and expected.parameters is not None
+    assert "a part of each matrix on each of 2 devices" in result.parameters.details["base_placement"]
+    assert "the whole base" in expected.parameters.details["base_placement"]
+    np.testing.assert_allclose(steps(parts), steps(whole), rtol=2e-5)
+    for mine, theirs in zip(result.checkpoints, expected.checkpoints, strict=True):
+        assert mine.evaluation is not None and theirs.evaluation is not None
+        assert mine.evaluation.loss == pytest.approx(theirs.evaluation.loss, rel=2e-5)
+        assert mine.certificate is not None and mine.certificate.passed
+
+
+@pytest.mark.slow
+def test_ranks_with_unequal_shares_of_a_base_in_parts_wait_for_each_other(tiny: BaseWeights, tmp_path: Path) -> None:
+    given = {"parameters": {"batch_size": 1, "epoch_count": 1}, "low_memory": True}
+    parts = make_spec(tiny, tmp_path / "parts", ranks=2, shard=True, **given)
+    alone = make_spec(tiny, tmp_path / "alone", **given)
+    assert finish(parts).error is None and finish(alone).error is None
+    np.testing.assert_allclose(steps(parts), steps(alone), rtol=2e-5)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sarto.engine.families.decoder import GROUPS, Decoder, Group, Projection
+from sarto.engine.families.matrices import Dense
 from sarto.engine.ops.plain import LoraWeights
 from sarto.errors import InvalidArgument
 
@@ -57,8 +58,8 @@ class AdapterFile:
 class LoraAdapter(nn.Module):
     """The trainable adapter of one decoder; hand it to `Decoder.forward` as `adapters`.
 
-    Moves each adapted matrix into a bordered one (see LoraWeights) and lets the decoder's projection show into it, so a
-    decoder serves one LoraAdapter at a time; the base's values stay as they are.
+    Moves each adapted matrix that is kept as it is multiplied into a bordered one (see LoraWeights) and lets the
+    decoder's projection show into it, so a decoder serves one LoraAdapter at a time; the base's values stay.
     """
 
     def __init__(self, decoder: Decoder, shape: AdapterShape, seed: int = 0) -> None:
@@ -126,11 +127,13 @@ class LoraAdapter(nn.Module):
                     continue
                 a = next(found)
                 b = tuple(next(found) for _ in cuts)
-                bordered = _bordered(projection, self.shape.rank * len(cuts))
-                projection.weight = bordered[: projection.outputs, : projection.inputs]
+                bordered = None
+                if isinstance(projection.matrix, Dense) and not decoder.is_sharded:
+                    bordered = _bordered(projection, self.shape.rank * len(cuts))
+                    projection.weight = bordered[: projection.outputs, : projection.inputs]
                 self._parts[layer, group] = LoraWeights(
                     bordered, projection.bias, projection.outputs, projection.inputs, self.shape.rank,
-                    self.shape.scale, tuple(cuts.values()), a, b,
+                    self.shape.scale, tuple(cuts.values()), a, b, projection.matrix if bordered is None else None,
                 )  # fmt: skip
 
     @torch.no_grad()

@@ -204,7 +204,7 @@ def _certifier(spec: RunSpec, session: Session, held_out: Prepared) -> Callable[
             rows,
             session.logits,
             dtype=session.dtype,
-            device=session.decoder.device,
+            device=session.serving_device,
             int8=spec.serve_int8,
         )
 

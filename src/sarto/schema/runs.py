@@ -32,6 +32,8 @@ class BaseWeights(_Record):
     folder: str
     digest: str
     """Hex digest that names the weights for caches and certificates."""
+    quantisation: Literal["int8", "nf4"] | None = None
+    """The matrices of the layers are kept in 8 or 4 bits, and what they then say is the base."""
 
 
 class DatasetRef(_Record):
@@ -113,6 +115,8 @@ class RunSpec(_Record):
     device: str = "auto"
     ranks: int = Field(default=1, ge=1)
     """Processes that share every step, each on a GPU of its own; without GPUs they share the processor."""
+    shard: bool = False
+    """Spread the base over the ranks even where each could hold it whole."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     serve_int8: bool = False
     """The tuned model will be served with weights in int8; so it is compared and evaluated."""

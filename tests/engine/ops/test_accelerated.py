@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
-from sarto.engine.ops.accelerated import AcceleratedOperations
+from sarto.engine.ops.accelerated import AcceleratedOperations, document_mask
 from sarto.engine.ops.choose import choose_operations
 from sarto.engine.ops.plain import Operations, PlainOperations
 from sarto.engine.ops.segments import Segments
@@ -31,6 +32,19 @@ def test_attention_under_a_document_mask_equals_the_plain_one(window: int | None
     ops = AcceleratedOperations(compiled=False)
     found = ops.attend(qkv, segments, SHAPE, window, False)
     assert_close(([found], []), ([PlainOperations().attend(qkv, segments, SHAPE, window, False)], []), torch.float32)
+
+
+@pytest.mark.parametrize("window", [None, 5, 100, 200])
+@pytest.mark.parametrize("lengths", [LENGTHS, [[30, 30]], [[700], [128, 128]], [[128] * 3, [256]]])
+def test_the_blocks_of_a_mask_are_those_that_every_pair_of_cells_asks_for(
+    lengths: list[list[int]], window: int | None
+) -> None:
+    found = document_mask(make_segments(lengths), window)
+    cells = found.seq_lengths[0]
+    asked = create_block_mask(found.mask_mod, None, None, cells, cells, device="cpu")
+    assert torch.equal(found.to_dense(), asked.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(asked, name)), name
 
 
 def test_the_mask_of_one_batch_is_not_used_for_the_next() -> None:

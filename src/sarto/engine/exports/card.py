@@ -14,6 +14,7 @@ def model_card(spec: ExportSpec, found: ParityCertificate) -> str:
         "Model": spec.model,
         "Base model": spec.base.name,
         "Base weights, sha256": spec.base.digest,
+        "Base quantised to": spec.base.quantisation,
         "License of the base": spec.license,
         "Format": spec.format,
         **spec.card,

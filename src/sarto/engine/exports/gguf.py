@@ -17,6 +17,7 @@ from torch import Tensor
 from sarto.engine.exports.merge import merged_tensors, weight_files
 from sarto.engine.families.convert import LAYER_TENSORS
 from sarto.engine.lora import AdapterFile
+from sarto.engine.ops.quantised import Quantisation
 from sarto.errors import FailedPrecondition
 
 ALIGNMENT = 32
@@ -33,13 +34,21 @@ REFUSAL = "Export it as merged-safetensors and use llama.cpp's own converter."
 Array = npt.NDArray[Any]
 
 
-def write_gguf(base: Path, adapter: AdapterFile, target: Path, kind: int, name: str, license_name: str) -> None:
+def write_gguf(
+    base: Path,
+    adapter: AdapterFile,
+    target: Path,
+    kind: int,
+    name: str,
+    license_name: str,
+    quantisation: Quantisation | None = None,
+) -> None:
     """Merged weights as one file. Raises FailedPrecondition for a shape or tokenizer this does not write."""
     config = json.loads((base / "config.json").read_text())
     metadata = model_metadata(config, name, license_name, kind) | tokenizer_metadata(base, config)
     tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
     for file in weight_files(base):
-        for source, tensor in merged_tensors(base, file, adapter):
+        for source, tensor in merged_tensors(base, file, adapter, quantisation):
             if source == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue
             stored = _stored_name(source)

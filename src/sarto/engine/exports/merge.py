@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sarto.engine.lora import AdapterFile
+from sarto.engine.lora import ALL_TARGETS, AdapterFile
+from sarto.engine.ops.quantised import Quantisation, rounded
 from sarto.errors import InvalidArgument
 
 INDEX = "model.safetensors.index.json"
@@ -24,12 +25,17 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
-def merged_tensors(folder: Path, file: str, adapter: AdapterFile) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a file; those with an adapter as float32 W + (alpha / rank) B A, the others as they are."""
+def merged_tensors(
+    folder: Path, file: str, adapter: AdapterFile, quantisation: Quantisation | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file; those with an adapter as float32 W + (alpha / rank) B A, the others as they are. What a
+    quantised base has in codes is taken at their values, on which the adapter was trained."""
     with safe_open(folder / file, "pt") as opened:
         names: list[str] = list(opened.keys())
         for name in names:
             tensor: Tensor = opened.get_tensor(name)
+            if quantisation and name.removesuffix(".weight").split(".")[-1] in ALL_TARGETS and tensor.ndim == 2:
+                tensor = rounded(tensor, quantisation)
             path = f"base_model.model.{name.removesuffix('.weight')}"
             low, high = adapter.tensors.get(f"{path}.lora_A.weight"), adapter.tensors.get(f"{path}.lora_B.weight")
             if low is not None and high is not None:

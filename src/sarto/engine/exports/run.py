@@ -70,7 +70,9 @@ def write_files(spec: ExportSpec, files: Path) -> None:
     base, adapter = Path(spec.base.folder), read_adapter(Path(spec.adapter_folder))
     if spec.format.startswith("gguf"):
         kind = F16 if spec.format == "gguf-f16" else Q8_0
-        write_gguf(base, adapter, files / GGUF_FILE, kind, spec.title or spec.model, spec.license)
+        write_gguf(
+            base, adapter, files / GGUF_FILE, kind, spec.title or spec.model, spec.license, spec.base.quantisation
+        )
         return
     for name in TEXT_FILES + (() if spec.format == "adapter" else MODEL_FILES):
         if (base / name).exists():
@@ -82,7 +84,8 @@ def write_files(spec: ExportSpec, files: Path) -> None:
             shutil.copyfile(Path(spec.adapter_folder) / name, files / name)
         return
     for name in weight_files(base):
-        tensors = {key: tensor.to(torch.bfloat16) for key, tensor in merged_tensors(base, name, adapter)}
+        merged = merged_tensors(base, name, adapter, spec.base.quantisation)
+        tensors = {key: tensor.to(torch.bfloat16) for key, tensor in merged}
         save_file(tensors, files / name, metadata={"format": "pt"})
     if (base / INDEX).exists():
         shutil.copyfile(base / INDEX, files / INDEX)

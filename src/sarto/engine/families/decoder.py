@@ -17,15 +17,19 @@ Facts of the seam, for those who write an Attention or Adapters:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sarto.engine.families.matrices import Dense, Matrix, Packed
 from sarto.engine.ops.plain import HeadShape, Operations, PlainOperations
+from sarto.engine.ops.quantised import Quantisation
 
 Group = Literal["qkv", "o", "gate_up", "down"]
 GROUPS: dict[Group, tuple[str, ...]] = {
@@ -88,23 +92,38 @@ class NoAdapters:
 class Projection(nn.Module):
     """One frozen matrix W (N, K) that may hold several projections, one below the other."""
 
-    def __init__(self, names: tuple[str, ...], parts: list[Tensor], bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        parts: list[Tensor],
+        bias: Tensor | None,
+        quantisation: Quantisation | None = None,
+    ) -> None:
         super().__init__()
         self.names = names
         """As in the weights, without layer and suffix: `self_attn.q_proj`."""
         self.cuts = [len(part) for part in parts]
-        self.weight: Tensor
         self.bias: Tensor | None
-        self.register_buffer("weight", parts[0] if len(parts) == 1 else torch.cat(parts))
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.matrix: Matrix = Packed(whole, quantisation) if quantisation else Dense(whole)
         self.register_buffer("bias", bias)
 
     @property
+    def weight(self) -> Tensor:
+        """W as it is multiplied; made for the caller where it is kept in another form."""
+        return self.matrix()  # type: ignore[no-any-return]
+
+    @weight.setter
+    def weight(self, values: Tensor) -> None:
+        self.matrix = Dense(values)
+
+    @property
     def outputs(self) -> int:
-        return self.weight.shape[0]
+        return self.matrix.shape[0]
 
     @property
     def inputs(self) -> int:
-        return self.weight.shape[1]
+        return self.matrix.shape[1]
 
 
 class Layer(nn.Module):
@@ -115,6 +134,11 @@ class Layer(nn.Module):
         self.qkv, self.o = projections["qkv"], projections["o"]
         self.gate_up, self.down = projections["gate_up"], projections["down"]
         self.norms = nn.ParameterDict({k: nn.Parameter(v, requires_grad=False) for k, v in norms.items()})
+
+    def forward(self, walk: Callable[..., tuple[Tensor, Tensor]], *given: Any) -> tuple[Tensor, Tensor]:
+        """The decoder's walk through this layer, as a call of the layer: where its weights are spread over devices,
+        they are here from its beginning to its end."""
+        return walk(*given)
 
     def projection(self, group: Group) -> Projection:
         return {"qkv": self.qkv, "o": self.o, "gate_up": self.gate_up, "down": self.down}[group]
@@ -129,6 +153,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.ops: Operations = PlainOperations()
+        self.is_sharded = False
+        """Each of several devices holds a part of every matrix; all of them must compute in step."""
         self.embedding: Tensor
         self.head: Tensor
         self.norm: Tensor
@@ -166,16 +192,12 @@ class Decoder(nn.Module):
         rotary = self._rotary(positions)
         delta = F.embedding(tokens, self.embedding)
         stream: Tensor | None = None
+        walk = partial(checkpoint, self._layer, use_reentrant=False) if recompute else self._layer
         if self.config.embedding_scale != 1.0:
             delta = delta * torch.tensor(self.config.embedding_scale, dtype=delta.dtype, device=delta.device)
         for index in range(self.config.layers):
             wanted = rows if index == self.config.layers - 1 else None
-            if recompute:
-                stream, delta = checkpoint(
-                    self._layer, index, stream, delta, rotary, attend, adapters, wanted, use_reentrant=False
-                )
-            else:
-                stream, delta = self._layer(index, stream, delta, rotary, attend, adapters, wanted)
+            stream, delta = self.layers[index](walk, index, stream, delta, rotary, attend, adapters, wanted)
         return self.ops.add_norm(stream, delta, self.norm, self.config.norm_eps)[1]
 
     def leave_files(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sarto.engine.families import gemma3, llama, qwen2, qwen3
 from sarto.engine.families.decoder import GROUPS, Decoder, DecoderConfig, Group, Layer, Projection
+from sarto.engine.ops.quantised import Quantisation
 from sarto.errors import InvalidArgument
 from sarto.schema.runs import BaseWeights
 
@@ -52,12 +53,12 @@ def load_base(base: BaseWeights, dtype: torch.dtype, device: torch.device | str 
     if config.tied:
         tensors.skip("lm_head.weight")
     norm = tensors.norm("model.norm", config.width, config.norm_offset)
-    layers = [_layer(tensors, config, index) for index in range(config.layers)]
+    layers = [_layer(tensors, config, index, base.quantisation) for index in range(config.layers)]
     tensors.check_all_used()
     return Decoder(config, embedding, head, norm, layers).requires_grad_(False).eval()
 
 
-def _layer(tensors: _Tensors, config: DecoderConfig, index: int) -> Layer:
+def _layer(tensors: _Tensors, config: DecoderConfig, index: int, quantisation: Quantisation | None) -> Layer:
     at = f"model.layers.{index}."
     norms = {name: tensors.norm(at + stored, config.width, config.norm_offset) for name, stored in config.norms.items()}
     for name, stored in HEAD_NORMS.items():
@@ -70,10 +71,12 @@ def _layer(tensors: _Tensors, config: DecoderConfig, index: int) -> Layer:
         "gate_up": [(config.feed_forward, config.width)] * 2,
         "down": [(config.width, config.feed_forward)],
     }
-    return Layer({group: _projection(tensors, at, group, shapes[group]) for group in GROUPS}, norms)
+    return Layer({group: _projection(tensors, at, group, shapes[group], quantisation) for group in GROUPS}, norms)
 
 
-def _projection(tensors: _Tensors, at: str, group: Group, shapes: list[tuple[int, int]]) -> Projection:
+def _projection(
+    tensors: _Tensors, at: str, group: Group, shapes: list[tuple[int, int]], quantisation: Quantisation | None
+) -> Projection:
     names = GROUPS[group]
     parts = [tensors.take(f"{at}{name}.weight", shape) for name, shape in zip(names, shapes, strict=True)]
     bias = None
@@ -81,7 +84,7 @@ def _projection(tensors: _Tensors, at: str, group: Group, shapes: list[tuple[int
         bias = torch.cat(
             [tensors.take(f"{at}{name}.bias", shape[:1]) for name, shape in zip(names, shapes, strict=True)]
         )
-    return Projection(names, parts, bias)
+    return Projection(names, parts, bias, quantisation)
 
 
 class _Tensors:

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sarto.engine.ops.fused import FusedOperations
 from sarto.engine.ops.kernels import EagerKernels
 from sarto.engine.ops.plain import Activation, HeadShape, PlainOperations
 from sarto.engine.ops.segments import Segments
+
+MASK_BLOCK = 128
+"""Side of the squares in which attention is computed or left out."""
 
 
 class AcceleratedOperations(FusedOperations):
@@ -72,14 +76,37 @@ class AcceleratedOperations(FusedOperations):
 def document_mask(segments: Segments, window: int | None) -> BlockMask:
     """Over the cells: a query sees the keys at and before it in its own sequence, the nearest `window` of them.
 
-    Cells behind the end of a sequence see it too, and nothing reads them."""
-    device = segments.source.device
+    Cells behind the end of a sequence see it too, and nothing reads them. Which blocks are seen in part and which whole
+    follows from the sequences at their edges; asking for every pair of cells would take a matrix of all of them."""
     lengths = [grid.length for grid in segments.grids for _ in range(grid.count)]
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)  # (C,)
+    cells = sum(lengths)
+    count = -(-cells // MASK_BLOCK)
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    sequence = F.pad(numbers, (0, count * MASK_BLOCK - cells), value=-1)
+    first, last = sequence[::MASK_BLOCK], sequence[MASK_BLOCK - 1 :: MASK_BLOCK]
+    at = torch.arange(count) * MASK_BLOCK
+    query, key = at[:, None], at[None]
+    is_before = key < query
+    seen = is_before & (last[None] == first[:, None])
+    whole = is_before & (first[None] == last[:, None])
+    if window is not None:
+        seen &= query - (key + MASK_BLOCK - 1) < window
+        whole &= query + MASK_BLOCK - 1 - key < window
+    seen |= key == query
+    device = segments.source.device
+    sequence = sequence.to(device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         visible = (sequence[query] == sequence[key]) & (key <= query)
         return visible if window is None else visible & (key > query - window)
 
-    cells = len(sequence)
-    return create_block_mask(sees, None, None, cells, cells, device=str(device))
+    in_part, whole_ones = _listed(seen & ~whole, device), _listed(whole, device)
+    return BlockMask.from_kv_blocks(
+        *in_part, *whole_ones, BLOCK_SIZE=MASK_BLOCK, mask_mod=sees, seq_lengths=(cells, cells)
+    )
+
+
+def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(queries, keys) of blocks to how many each query has and, first in its row, which: (1, 1, N) and (1, 1, N, N)."""
+    order = blocks.int().argsort(stable=True, dim=1, descending=True)
+    return blocks.sum(1)[None, None].int().to(device), order[None, None].int().to(device)

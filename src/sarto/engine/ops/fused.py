@@ -133,11 +133,7 @@ class _Lora(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: LoraWeights, a: Tensor, *b: Tensor) -> Tensor:
-        matrix, outputs, inputs, rank = weights.bordered, weights.outputs, weights.inputs, weights.rank
-        matrix[outputs:, :inputs] = a
-        for index, ((first, rows), part) in enumerate(zip(weights.cuts, b, strict=True)):
-            columns = slice(inputs + index * rank, inputs + (index + 1) * rank)
-            torch.mul(part, weights.scale, out=matrix[first : first + rows, columns])
+        matrix, outputs, inputs = weights.filled(), weights.outputs, weights.inputs
         wide = beside(x, len(a))  # (N, K + R)
         torch.mm(wide[:, :inputs], matrix[outputs:, :inputs].t(), out=wide[:, inputs:])
         ctx.save_for_backward(wide)
@@ -149,7 +145,7 @@ class _Lora(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (wide,) = ctx.saved_tensors
         weights: LoraWeights = ctx.weights
-        matrix, outputs, inputs, rank = weights.bordered, weights.outputs, weights.inputs, weights.rank
+        matrix, outputs, inputs, rank = weights.still_filled(), weights.outputs, weights.inputs, weights.rank
         wide_grad = beside(grad, rank * len(weights.cuts))  # (N, outputs + R)
         b_grads = []
         for index, (first, rows) in enumerate(weights.cuts):

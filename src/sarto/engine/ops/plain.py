@@ -6,6 +6,7 @@ faster twin does (a GPU).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -40,7 +41,8 @@ class LoraWeights:
     projection i owns columns [i r, (i + 1) r) of the border, rows [i r, (i + 1) r) of A, and its rows in B.
     """
 
-    bordered: Tensor
+    bordered: Tensor | None
+    """None where W is kept in another form; then a matrix is made at every product."""
     bias: Tensor | None
     outputs: int
     inputs: int
@@ -51,10 +53,35 @@ class LoraWeights:
     """(R, K) float32"""
     b: tuple[Tensor, ...]
     """Each (rows, r) float32."""
+    frozen: Callable[[], Tensor] | None = None
+    """Gives W (N, K) where `bordered` is None."""
 
     @property
     def weight(self) -> Tensor:
+        if self.frozen is not None:
+            return self.frozen()
+        assert self.bordered is not None
         return self.bordered[: self.outputs, : self.inputs]
+
+    def filled(self) -> Tensor:
+        """The bordered matrix, its borders rewritten from the parameters."""
+        matrix = self._whole() if self.bordered is None else self.bordered
+        matrix[self.outputs :, : self.inputs] = self.a
+        for index, ((first, rows), part) in enumerate(zip(self.cuts, self.b, strict=True)):
+            columns = slice(self.inputs + index * self.rank, self.inputs + (index + 1) * self.rank)
+            torch.mul(part, self.scale, out=matrix[first : first + rows, columns])
+        return matrix
+
+    def still_filled(self) -> Tensor:
+        """The same once more, before the parameters change."""
+        return self.filled() if self.bordered is None else self.bordered
+
+    def _whole(self) -> Tensor:
+        weight, columns = self.weight, len(self.a)
+        matrix = weight.new_empty(self.outputs + columns, self.inputs + columns)
+        matrix[: self.outputs, : self.inputs] = weight
+        matrix[: self.outputs, self.inputs :] = 0
+        return matrix
 
 
 class Operations(Protocol):

@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from sarto.engine.data.store import TokenStore
 from sarto.engine.tuning.session import Rows, Session
 from sarto.engine.tuning.team import Team
+from sarto.errors import SartoError
 from sarto.schema.runs import ChosenParameters, RunSpec
+
+logger = logging.getLogger(__name__)
 
 
 class Request(BaseModel):
@@ -46,11 +49,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     request = Request.model_validate_json(sys.stdin.buffer.readline())
     spec, validation = request.spec, request.validation
-    session = Session(
-        spec, request.parameters, Rows.of(TokenStore(request.training)),
-        Rows.of(TokenStore(validation)) if validation else None, team=Team(request.rank, spec.ranks),
-    )  # fmt: skip
-    session.follow()
+    team = Team(request.rank, spec.ranks)
+    orders = team.orders()
+    try:
+        session = Session(
+            spec, request.parameters, Rows.of(TokenStore(request.training)),
+            Rows.of(TokenStore(validation)) if validation else None, team=team,
+        )  # fmt: skip
+    except SartoError:  # a fault of the request, which the leader finds too and tells; it ends this rank
+        logger.exception("rank refused")
+        next(orders)
+        raise
+    session.follow(orders)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Used by `engine/run.py`, which prepared the rows and chose the parameters. Knows
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,21 @@ from torch import Tensor
 from sarto.engine.data.batches import epoch_order
 from sarto.engine.data.store import TokenStore
 from sarto.engine.families.decoder import Decoder
-from sarto.engine.families.load import load_base
+from sarto.engine.families.load import load_base, read_config
 from sarto.engine.lora import ALL_TARGETS, AdapterShape, LoraAdapter, read_adapter
-from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.ops.choose import choose_operations
 from sarto.engine.ops.segments import Segments
 from sarto.engine.tuning.checkpoint import fingerprint
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
 from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
 from sarto.engine.tuning.memory import StepShape, choose_memory, free_memory_bytes, step_bytes
+from sarto.engine.tuning.placement import choose_device, choose_dtype, place, threads_of_rank
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.supervised import MemoryPlan, SegmentAttention
-from sarto.engine.tuning.team import Team
+from sarto.engine.tuning.team import Order, Team
 from sarto.engine.tuning.trainer import Examples, Optimisation, Trainer, take
-from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.errors import FailedPrecondition
 from sarto.schema.runs import CheckpointRecord, ChosenParameters, RunSpec
 
 CALIBRATION = 1024
@@ -57,33 +58,6 @@ class Rows:
         return int(self.lengths.sum())
 
 
-def choose_device(spec: RunSpec, rank: int = 0) -> torch.device:
-    """Raises InvalidArgument for a device this machine or Sarto does not have."""
-    count = torch.cuda.device_count()
-    if spec.ranks > 1 and spec.device != "cpu" and count:
-        if spec.device not in ("auto", "cuda"):
-            raise InvalidArgument(f'a run on {spec.ranks} devices cannot be on "{spec.device}"; known: auto, cuda, cpu')
-        if spec.ranks > count:
-            raise FailedPrecondition(f"a run is to use {spec.ranks} devices, and this machine has {count}")
-        return torch.device("cuda", rank)
-    if spec.device == "auto":
-        return torch.device("cuda" if count else "cpu")
-    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
-    if spec.device not in known:
-        raise InvalidArgument(f'device "{spec.device}" is not available here; known: auto, {", ".join(known)}')
-    return torch.device(spec.device)
-
-
-def threads_of_rank(spec: RunSpec) -> int:
-    """Ranks on a processor share the threads of the run."""
-    return max(1, spec.threads // spec.ranks)
-
-
-def choose_dtype(spec: RunSpec, device: torch.device) -> torch.dtype:
-    given = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return native_dtype(device) if spec.dtype == "auto" else given[spec.dtype]
-
-
 class Session:
     """One run's model and state, ready to tune. `parameters` gains what was found out on the way (`details`)."""
 
@@ -100,19 +74,12 @@ class Session:
         self.spec, self.training, self.validation = spec, training, validation
         self.team = team or Team()
         started = time.perf_counter()
-        device = choose_device(spec, self.team.rank)
-        if device.type == "cpu" and spec.ranks > 1:
-            torch.set_num_threads(threads_of_rank(spec))
-        self.dtype = choose_dtype(spec, device)
-        if loaded is not None and (loaded.dtype, loaded.device) == (self.dtype, device):
-            self.decoder = loaded
-        else:
-            self.decoder = load_base(spec.base, self.dtype, device)
-            self.decoder.ops = choose_operations(device)
+        self._check_lengths()
+        self._load(loaded)
         targets = tuple(t for t in ALL_TARGETS if t in spec.parameters.target_modules) or ALL_TARGETS
         self.shape = AdapterShape(parameters.rank, parameters.alpha, targets)
         self.adapter = LoraAdapter(self.decoder, self.shape, spec.parameters.seed)
-        if self.decoder is not loaded:
+        if self.decoder is not loaded and not self.decoder.is_sharded:
             self.decoder.leave_files()
         if spec.parent_adapter is not None:
             self.adapter.load(read_adapter(Path(spec.parent_adapter)))
@@ -120,10 +87,8 @@ class Session:
             len(training.examples), parameters.batch_size, parameters.epoch_count, parameters.learning_rate,
             parameters.warmup_steps,
         )  # fmt: skip
-        self._check_lengths()
-        self.team.meet(Path(spec.run_folder), device)
-        step = self._largest_step()
-        free = free_memory_bytes(device) // (spec.ranks if device.type == "cpu" else 1)
+        step, device = self._largest_step(), self.decoder.device
+        free = self._free_bytes(device)
         self.memory = choose_memory(
             self.decoder.config, self.dtype, step, free, low=spec.low_memory, is_gpu=device.type != "cpu"
         )
@@ -144,6 +109,36 @@ class Session:
             }
         )
 
+    def _load(self, loaded: Decoder | None) -> None:
+        """The base on this rank's device, whole or in parts."""
+        spec, team = self.spec, self.team
+        device = choose_device(spec, team.rank)
+        if device.type == "cpu" and spec.ranks > 1:
+            torch.set_num_threads(threads_of_rank(spec))
+        self.dtype = choose_dtype(spec, device)
+        team.meet(Path(spec.run_folder), device)
+        self.placement = place(
+            read_config(Path(spec.base.folder)), self.dtype, spec.base.quantisation, self._free_bytes(device),
+            ranks=spec.ranks, always_shard=spec.shard,
+        )  # fmt: skip
+        if self.placement.is_sharded:
+            # imports much of torch.distributed, which nothing else needs
+            from sarto.engine.tuning.sharding import shard
+
+            self.decoder = load_base(spec.base, self.dtype, "cpu")
+            shard(self.decoder, device, team.count)
+        elif loaded is not None and (loaded.dtype, loaded.device) == (self.dtype, device):
+            self.decoder = loaded
+            return
+        else:
+            self.decoder = load_base(spec.base, self.dtype, device)
+        self.decoder.ops = choose_operations(device)
+
+    def _free_bytes(self, device: torch.device) -> int:
+        """On the device that has least: every rank finds the same. Ranks on a processor share what it has."""
+        shared = self.spec.ranks if device.type == "cpu" else 1
+        return self.team.least(free_memory_bytes(device) // shared, device)
+
     def tune(self, journal: Journal, keeper: Keeper, assess: Callable[[CheckpointRecord], None] | None = None) -> None:
         spec, schedule, trainer = self.spec, self.schedule, self.trainer
         keeper.resume(trainer, journal)
@@ -160,15 +155,17 @@ class Session:
         meter = Meter(*flops(self.decoder, self.adapter), self.peak_flops)
         tune(trainer, validation, milestones, journal, keeper, meter, assess)
 
-    def follow(self) -> None:
+    def follow(self, orders: Iterator[Order]) -> None:
         """Compute this rank's share of whatever the leader orders, and never return."""
         trainer = self.trainer
-        for order in self.team.orders():
+        for order in orders:
             trainer.memory = order.memory
             if order.kind == "step":
                 trainer.gradients(take(self.training.examples, trainer.indices(order.number)))
             elif order.kind == "probe":
                 self._probe()
+            elif order.kind == "logits":
+                self._logits(torch.tensor(order.tokens))
             else:
                 assert self.validation is not None
                 trainer.sums(self.validation.examples)
@@ -185,13 +182,28 @@ class Session:
             self.adapter.values.copy_(tuned)
         return loss, accuracy
 
-    @torch.no_grad()
+    @property
+    def serving_device(self) -> torch.device:
+        """Where training is compared with serving: a base in parts fits the processor's memory only."""
+        return torch.device("cpu") if self.decoder.is_sharded else self.decoder.device
+
     def logits(self, tokens: Tensor) -> Tensor:
         """What training now makes of one sequence: (T,) int64 to (T, V)."""
-        positions = torch.arange(len(tokens), device=tokens.device)
-        segments = Segments.of((positions[None],), len(tokens))
+        if self.decoder.is_sharded:
+            self.trainer.order("logits", tokens.tolist())
+        return self._logits(tokens).to(tokens.device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _logits(self, tokens: Tensor) -> Tensor:
+        count, device = len(tokens), self.decoder.device
+        if self.decoder.is_sharded:
+            self.team.share(self.adapter.values)
+        grid = torch.arange(count, device=device)[None]
+        segments = Segments.of((grid,), count)
         attend = SegmentAttention(self.decoder.ops, self.decoder.config, segments, keep=False)
-        return self.decoder.logits(self.decoder(tokens, positions, attend, self.adapter))
+        hidden = self.decoder(tokens.clone().to(device), torch.arange(count, device=device), attend, self.adapter)
+        return self.decoder.logits(hidden)
 
     def fingerprint(self) -> str:
         """Of all that decides the numbers of this run but for the memory plan: a resumed run keeps the first one."""
@@ -209,6 +221,8 @@ class Session:
                 "device": self.decoder.device.type,
                 "threads": spec.threads,
                 "ranks": spec.ranks,
+                "sharded": self.placement.is_sharded,
+                "quantisation": spec.base.quantisation or "",
                 "operations": self.decoder.ops.name,
                 "torch": torch.__version__,
                 "last_only": spec.export_last_checkpoint_only,
@@ -217,7 +231,7 @@ class Session:
         )
 
     def _check_lengths(self) -> None:
-        longest, context = int(self.training.lengths.max()), self.decoder.config.context
+        longest, context = int(self.training.lengths.max()), read_config(Path(self.spec.base.folder)).context
         if longest > context:
             raise FailedPrecondition(f"an example has {longest} tokens; the base model reads at most {context}")
 
@@ -237,6 +251,8 @@ class Session:
         return {
             "operations": self.decoder.ops.name,
             "ranks": self.team.count,
+            "base_placement": self.placement.words,
+            "base_estimate_bytes": self.placement.base_bytes,
             "memory_plan": _describe(self.memory, step),
             "memory_free_bytes": free,
             "memory_step_estimate_bytes": step_bytes(self.decoder.config, self.dtype, step, self.memory),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sarto.engine.tuning.supervised import MemoryPlan
@@ -35,10 +35,12 @@ class Order(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["step", "probe", "evaluate"]
+    kind: Literal["step", "probe", "evaluate", "logits"]
     number: int
     """The step that is meant, for its examples and for messages."""
     memory: MemoryPlan
+    tokens: list[int] = Field(default_factory=list)
+    """One sequence, whose logits are asked for."""
 
 
 class Team:
@@ -75,11 +77,10 @@ class Team:
             _say(child, order.model_dump_json().encode())
 
     def orders(self) -> Iterator[Order]:
-        """Until the leader has gone; then this process ends where it stands."""
+        """Until the leader has gone; from now on this process ends then, wherever it stands."""
         lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(sys.stdin.buffer, lines), daemon=True).start()
-        while True:
-            yield Order.model_validate_json(lines.get())
+        return (Order.model_validate_json(line) for line in iter(lines.get, None))
 
     def share(self, values: Tensor) -> None:
         """Everyone gets the leader's values, in place."""
@@ -98,6 +99,9 @@ class Team:
         found = torch.tensor(number, device=device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return int(found)
+
+    def least(self, number: int, device: torch.device) -> int:
+        return -self.most(-number, device)
 
     def close(self) -> None:
         """End the other ranks; returns when they are gone."""

@@ -8,7 +8,7 @@ Used by `loop.py`; a resume point stores `state()`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -117,9 +117,9 @@ class Trainer:
         self.order("step")
         return self.update(take(self.examples, self.indices(self.completed + 1)))
 
-    def order(self, kind: Literal["step", "probe", "evaluate"]) -> None:
+    def order(self, kind: Literal["step", "probe", "evaluate", "logits"], tokens: Sequence[int] = ()) -> None:
         """Tell the other ranks what this one does next."""
-        self.team.order(Order(kind=kind, number=self.completed + 1, memory=self.memory))
+        self.team.order(Order(kind=kind, number=self.completed + 1, memory=self.memory, tokens=list(tokens)))
 
     def update(self, examples: list[Tokenized]) -> StepOutcome:
         """A step on these very examples."""
@@ -131,7 +131,7 @@ class Trainer:
         rate = self.schedule.rate(number)
         self._optimizer.step(self.adapter.gradients, rate)
         self.completed = number
-        used = [example for example in examples if supervised_count(example.loss_mask)]
+        used = list(filter(_learns, examples))
         total, rendered = _targets(used), sum(len(example.tokens) for example in used)
         return StepOutcome(found.loss / total, found.right / total, total, rendered, rate, norm)
 
@@ -148,10 +148,11 @@ class Trainer:
         self.team.share(adapter.values)
         adapter.gradients.zero_()
         total, sums = _targets(examples), Sums()
-        for batch in plan(shares(examples, self.team.count)[self.team.rank], self.memory.token_budget):
+        for batch, counts in self._batches(shares(examples, self.team.count)[self.team.rank], examples):
             each, hits = batch_loss(self.decoder, adapter, batch.to(device), self.memory)
-            sums.add(float(each.detach()), int(hits), batch)
-            (each / total).backward()
+            if counts:
+                sums.add(float(each.detach()), int(hits), batch)
+            (each * (counts / total)).backward()
         self.team.sum(adapter.gradients)
         return sums.over(self.team, device)
 
@@ -173,12 +174,24 @@ class Trainer:
         self.team.share(self.adapter.values)
         sums, device = Sums(), self.decoder.device
         part, count = max(1, self.memory.token_budget // 64), self.team.count
-        for first in range(self.team.rank * part, len(examples), part * count):
+        for start in range(0, len(examples), part * count):
+            first = start + self.team.rank * part
             rows = take(examples, range(first, min(first + part, len(examples))))
-            for batch in plan(rows, self.memory.token_budget):
+            all_of_part = (take(examples, [i])[0] for i in range(start, min(start + part * count, len(examples))))
+            for batch, counts in self._batches(rows, all_of_part):
                 each, hits = batch_loss(self.decoder, self.adapter, batch.to(device), self.memory)
-                sums.add(float(each), int(hits), batch)
+                if counts:
+                    sums.add(float(each), int(hits), batch)
         return sums.over(self.team, device)
+
+    def _batches(self, own: list[Tokenized], of_all: Iterable[Tokenized]) -> Iterator[tuple[Batch, bool]]:
+        """This rank's batches; where ranks compute in step, then such as count for nothing, until all have as many."""
+        batches = plan(own, self.memory.token_budget)
+        most = self.team.most(len(batches), self.decoder.device) if self.decoder.is_sharded else 0
+        yield from ((batch, True) for batch in batches)
+        if most > len(batches):
+            (batch,) = plan([next(filter(_learns, of_all))], self.memory.token_budget)
+            yield from [(batch, False)] * (most - len(batches))
 
     def state(self) -> dict[str, Tensor]:
         """Views of everything that changes from step to step, `completed` apart."""
@@ -196,6 +209,10 @@ class Trainer:
         if norm > self.optimisation.max_grad_norm:
             self.adapter.gradients.mul_(self.optimisation.max_grad_norm / norm)
         return norm
+
+
+def _learns(example: Tokenized) -> bool:
+    return supervised_count(example.loss_mask) > 0
 
 
 def _targets(examples: Iterable[Tokenized]) -> int:

@@ -1,0 +1,36 @@
+"""How the frozen matrices of a decoder are kept: as they are multiplied, or packed into fewer bits.
+
+Calling one gives the matrix. A packed one is unpacked at every call and kept by nobody, which costs a few hundredths of
+the product with a few thousand rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sarto.engine.ops.quantised import Quantisation, pack, unpack
+
+
+class Dense(nn.Module):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values, requires_grad=False)
+        self.shape = values.shape
+
+    def forward(self) -> Tensor:
+        return self.values
+
+
+class Packed(nn.Module):
+    def __init__(self, values: Tensor, kind: Quantisation) -> None:
+        super().__init__()
+        codes, scales = pack(values, kind)
+        self.codes, self.scales = (nn.Parameter(part, requires_grad=False) for part in (codes, scales))
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def forward(self) -> Tensor:
+        """(N, K) in the decoder's dtype."""
+        return unpack(self.codes, self.scales, self.shape[1], self.dtype)
+
+
+Matrix = Dense | Packed
