@@ -15,7 +15,7 @@ import pytest
 from sarto.control import events, models, tuning_jobs
 from sarto.control.context import Control
 from sarto.control.supervisor import Supervisor
-from sarto.errors import NotFound
+from sarto.errors import InvalidArgument, NotFound
 from sarto.names import ResourceName, parse_gs_uri, parse_resource
 from sarto.schema.runs import RunSpec
 from sarto.schema.tuning_jobs import TuningJob
@@ -132,6 +132,30 @@ def test_switches_given_as_labels_reach_the_run(control: Control, supervise: Sup
     assert labels.items() <= wait_for_end(control, name)["labels"].items()
     spec = RunSpec.model_validate_json((control.job_folder(name.id) / "1" / "spec.json").read_bytes())
     assert (spec.stop_early, spec.low_memory) == (value == "true", value == "true")
+
+
+def test_a_quantised_base_belongs_to_the_job_its_model_and_whatever_continues_it(
+    control: Control, supervise: Supervise
+) -> None:
+    supervise(control)
+
+    def run_of(name: ResourceName) -> RunSpec:
+        return RunSpec.model_validate_json((control.job_folder(name.id) / "1" / "spec.json").read_bytes())
+
+    label = {"sarto-quantisation": "nf4"}
+    plain, packed = create(control), create(control, labels=label)
+    first = wait_for_end(control, packed)["tunedModel"]["model"]
+    wait_for_end(control, plain)
+    base = run_of(plain).base
+    assert run_of(packed).base == base.model_copy(update={"quantisation": "nf4", "digest": f"{base.digest}-nf4"})
+    found = models.resolve(control, member(control), first)
+    assert control.base(found.weights) == run_of(packed).base
+    further = create(control, preTunedModel={"tunedModelName": first})
+    job = wait_for_end(control, further)
+    assert label.items() <= job["labels"].items()
+    assert run_of(further).base == run_of(packed).base
+    with pytest.raises(InvalidArgument, match="tuned on its base quantised to nf4; leave the label out"):
+        create(control, preTunedModel={"tunedModelName": first}, labels={"sarto-quantisation": "int8"})
 
 
 def test_a_fault_in_the_data_fails_the_job_at_once(control: Control, supervise: Supervise) -> None:

@@ -92,6 +92,7 @@ def test_every_fault_of_a_request_is_named_at_once(control: Control) -> None:
         ({"labels": {f"k{i}": "v" for i in range(65)}}, "labels", "65 labels"),
         ({"labels": {"sarto-base": "mine"}}, "labels[sarto-base]", "set by the service"),
         ({"labels": {"sarto-low-memory": "yes"}}, "labels[sarto-low-memory]", 'is "true" or "false"'),
+        ({"labels": {"sarto-quantisation": "int4"}}, "labels[sarto-quantisation]", "one of int8, nf4"),
         ({"labels": {"sarto-stop-early": "true"}}, "labels[sarto-stop-early]", "give a validationDatasetUri"),
         ({"encryptionSpec": {"kmsKeyName": "key"}}, "encryption_spec.kms_key_name", "cryptoKeys"),
     ],

@@ -17,6 +17,8 @@ from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
 from sarto.storage.sealer import Sealer
 
+QUANTISED = "+"
+"""Between the id of base weights and the form they are quantised to for good: `qwen3-4b+nf4`."""
 CUSTOM = "custom-"
 """With this begin the ids of base weights that a user brought; a digest of their content follows."""
 AnyRow = sa.Row[*tuple[Any, ...]]
@@ -88,17 +90,30 @@ class Control:
         return self.home / "runs" / job
 
     def base(self, weights: str) -> BaseWeights:
-        """Base weights by id, the catalogue's or a user's own. Raises FailedPrecondition when they are not here."""
-        if not weights.startswith(CUSTOM):
-            return self.catalog.base(self.catalog.weights[weights])
-        made = self.custom_base(weights)
-        if not (Path(made.folder) / DIGEST_FILE).exists():
-            raise FailedPrecondition(f"The customBaseModel {weights} is not on this server any more; tune it again.")
-        return made
+        """Base weights by id, the catalogue's or a user's own, quantised where the id says so. Raises
+        FailedPrecondition when they are not here."""
+        if weights.startswith(CUSTOM):
+            made = self.custom_base(weights)
+            if not (Path(made.folder) / DIGEST_FILE).exists():
+                raise FailedPrecondition(
+                    f"The customBaseModel {made.name} is not on this server any more; tune it again."
+                )
+            return made
+        plain = weights.partition(QUANTISED)[0]
+        return _quantised(self.catalog.base(self.catalog.weights[plain]), weights)
 
     def custom_base(self, weights: str) -> BaseWeights:
         """What a user's base weights are or will be on this machine."""
-        return BaseWeights(name=weights, folder=str(self.home / "models" / weights), digest=weights)
+        plain = weights.partition(QUANTISED)[0]
+        return _quantised(BaseWeights(name=plain, folder=str(self.home / "models" / plain), digest=plain), weights)
 
     def adapter_folder(self, digest: str) -> Path:
         return self.home / "adapters" / digest
+
+
+def _quantised(base: BaseWeights, weights: str) -> BaseWeights:
+    """Another base for whatever goes by its digest: other values, so other answers."""
+    kind = weights.partition(QUANTISED)[2]
+    if not kind:
+        return base
+    return BaseWeights.model_validate(base.model_dump() | {"quantisation": kind, "digest": f"{base.digest}-{kind}"})

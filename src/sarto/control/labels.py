@@ -15,6 +15,9 @@ OUR_LABELS = "sarto-"
 BASE_LABEL = "sarto-base"
 STOP_EARLY_LABEL, LOW_MEMORY_LABEL = "sarto-stop-early", "sarto-low-memory"
 """Switches that the API has no field for: a label of a job, "true" or "false"."""
+QUANTISATION_LABEL = "sarto-quantisation"
+QUANTISATIONS = ("int8", "nf4")
+"""What the base of a job, and of the model it makes, may be quantised to."""
 
 
 def base_label(source: Source) -> str:
@@ -45,10 +48,20 @@ def check(job: TuningJob, source: Source | None, faults: Faults) -> None:
                 faults.add(where, f'The label "{key}" is "true" or "false".')
             elif key == STOP_EARLY_LABEL and value == "true" and not _has_validation(job):
                 faults.add(where, "Stopping early needs validation data to look at; give a validationDatasetUri.")
+        elif key == QUANTISATION_LABEL:
+            _check_quantisation(value, source, where, faults)
         elif key == BEST_LABEL and value == BEST:
             continue
         elif key.startswith(OUR_LABELS) and source and (key, value) != (BASE_LABEL, base_label(source)):
             faults.add(where, f'Labels beginning with "{OUR_LABELS}" are set by the service.')
+
+
+def _check_quantisation(value: str, source: Source | None, where: str, faults: Faults) -> None:
+    if value not in QUANTISATIONS:
+        faults.add(where, f'The label "{QUANTISATION_LABEL}" is one of {", ".join(QUANTISATIONS)}.')
+    elif source is not None and source.parent is not None and value != source.quantisation:
+        form = f"quantised to {source.quantisation}" if source.quantisation else "as it is"
+        faults.add(where, f"{source.parent.versioned_name} was tuned on its base {form}; leave the label out.")
 
 
 def _has_validation(job: TuningJob) -> bool:

@@ -15,7 +15,7 @@ import orjson
 
 from sarto.catalog import DIGEST_FILE, Weights
 from sarto.control import custom_bases, evaluations, sealing
-from sarto.control.context import CUSTOM, Control
+from sarto.control.context import CUSTOM, QUANTISED, Control
 from sarto.control.faults import SPEC
 from sarto.control.labels import LOW_MEMORY_LABEL, STOP_EARLY_LABEL
 from sarto.control.leases import Lease
@@ -89,7 +89,7 @@ def _base(control: Control, project: str, folder: Path, job: TuningJob, plan: Pl
         return base, ""
     weights = control.catalog.find(plan.base_model).weights
     found = custom_bases.find(control, project, job.custom_base_model, weights, "tuning_job.custom_base_model")
-    if found.id != plan.weights:
+    if found.id != plan.weights.partition(QUANTISED)[0]:
         raise FailedPrecondition(f"{job.custom_base_model} was changed since the job was created; create it again.")
     found.link_into(control, folder)
     return base, str(folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sarto.catalog import BaseModelEntry
 from sarto.control import resolution
 from sarto.control.auth import Principal
-from sarto.control.context import Control
+from sarto.control.context import QUANTISED, Control
 from sarto.control.faults import ROOT, Faults
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from sarto.names import LocationName
@@ -29,6 +29,11 @@ class Source:
     @property
     def weights(self) -> str:
         return self.parent.weights if self.parent else self.entry.weights.id
+
+    @property
+    def quantisation(self) -> str:
+        """Of a tuned model's base; empty where it is as it is."""
+        return self.weights.partition(QUANTISED)[2]
 
 
 def with_source(job: TuningJob) -> TuningJob:

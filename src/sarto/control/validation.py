@@ -20,7 +20,7 @@ from sarto.control import (
     tuning_sources,
 )
 from sarto.control.auth import Principal
-from sarto.control.context import Control
+from sarto.control.context import QUANTISED, Control
 from sarto.control.evaluation_checks import Judges
 from sarto.control.faults import EVALUATION, ROOT, SPEC, Faults
 from sarto.control.tuning_sources import Source
@@ -108,6 +108,8 @@ def accept(
         _check_output(job, source, faults)
     spec = job.supervised_tuning_spec
     weights = _check_custom_base(control, project, job, source, faults)
+    if (form := job.labels.get(labels.QUANTISATION_LABEL)) and QUANTISED not in weights:
+        weights = f"{weights}{QUANTISED}{form}"
     rank = 0
     if spec is not None:
         rank = hyper_parameters.check(spec, source, faults)
@@ -235,7 +237,10 @@ def _check_datasets(
 
 
 def _stored(job: TuningJob, source: Source) -> TuningJob:
-    changes: dict[str, object] = {"labels": {**job.labels, labels.BASE_LABEL: labels.base_label(source)}}
+    ours = {labels.BASE_LABEL: labels.base_label(source)}
+    if source.quantisation:
+        ours[labels.QUANTISATION_LABEL] = source.quantisation
+    changes: dict[str, object] = {"labels": {**job.labels, **ours}}
     if source.parent is None and not job.tuned_model_display_name:
         changes["tuned_model_display_name"] = f"{source.base_model}-{uuid4()}"[:NAME_CHARACTERS]
     if source.parent is not None:
