@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from sarto.api import unbuilt
 from sarto.api.routes import ROUTES
 from sarto.api.routing import Route
+from sarto.cli.differences import DIFFERENCES
 from sarto.control.validation import OUTPUT_ONLY, UNBUILT_SPECS
 from sarto.schema.tuning_jobs import EncryptionSpec, PreTunedModel, SupervisedHyperParameters, SupervisedTuningSpec
 from sarto.schema.tuning_jobs import TuningJob as Job
@@ -46,6 +47,14 @@ UNBUILT = """
 Each answers 400 with status `UNIMPLEMENTED`, its name, and what to do instead.
 
 | Method | | Instead |
+|---|---|---|
+"""
+DIFFERENT = """
+## Different on purpose
+
+What the documentation says or the hosted service does, and what is so here.
+
+| There | Here | Why |
 |---|---|---|
 """
 SHOWN = ("tuningJobs", "models", "endpoints", "operations", "batchPredictionJobs")
@@ -87,7 +96,7 @@ def page() -> str:
     fields = "".join(f"| `{path}` | {kind} | {verdict} | {note} |\n" for path, kind, verdict, note in fields_of())
     methods = "".join(_method(route) for route in ROUTES if _is_shown(route))
     refused = "".join(_unbuilt(*group) for group in unbuilt.GROUPS)
-    return HEAD + fields + METHODS + methods + UNBUILT + refused
+    return HEAD + fields + METHODS + methods + UNBUILT + refused + DIFFERENT + _differences()
 
 
 def fields_of() -> Iterator[tuple[str, str, str, str]]:
@@ -146,3 +155,7 @@ def _unbuilt(service: str, instead: str, base: str, methods: dict[str, str]) -> 
     place = base.removeprefix("/{api}").removeprefix("/projects/{project}/locations/{location}").removeprefix("/")
     rows = ((name, *rule.split(" ", 1)) for name, rule in methods.items())
     return "".join(f"| {service}.{name} | `{method} {place}{rest}` | {instead} |\n" for name, method, rest in rows)
+
+
+def _differences() -> str:
+    return "".join(f"| {there} | {here} | {why} |\n" for there, here, why in DIFFERENCES)
