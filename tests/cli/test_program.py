@@ -115,6 +115,19 @@ def test_a_dataset_is_uploaded_once_under_its_content(sarto: Run, server: Server
         sarto("jobs", "cancel", job["name"])
 
 
+def test_a_token_of_another_account_has_the_rights_of_that_account(sarto: Run, server: Server) -> None:
+    email = "robot-account@demo.iam.gserviceaccount.com"
+    assert sarto("iam", "accounts", "create", "robot-account").returncode == 0
+    token = sarto("auth", "print-access-token", "--impersonate-service-account", email).stdout.strip()
+    url = f"{server.url}/v1/projects/demo/locations/us-central1/tuningJobs"
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(url, headers=headers).status_code == 403
+    assert sarto("iam", "bind", f"serviceAccount:{email}", "roles/aiplatform.viewer").returncode == 0
+    assert httpx.get(url, headers=headers).status_code == 200
+    unknown = sarto("auth", "print-access-token", "--impersonate-service-account", "x@demo.iam.gserviceaccount.com")
+    assert unknown.returncode == 1 and "does not exist" in unknown.stderr
+
+
 def test_the_whole_way_from_a_file_to_an_answer(sarto: Run, tickets: Path) -> None:
     done = sarto(
         "tune", str(tickets), "--validation", str(tickets), "--epochs", "2", "--name", "numbers", "--label", "team=x"
