@@ -156,6 +156,24 @@ def test_model_registry(sdk: SimpleNamespace, job: Any) -> None:
     assert job.tuned_model_endpoint_name in [one.resource_name for one in sdk.aiplatform.Endpoint.list()]
 
 
+def test_an_endpoint_is_made_renamed_and_deployed_on(sdk: SimpleNamespace, job: Any) -> None:
+    endpoint = sdk.aiplatform.Endpoint.create(display_name="stable", labels={"flow": "own"})
+    client = endpoint.api_client
+    deployed = {"model": job.tuned_model_name, "checkpoint_id": "1"}
+    done = client.deploy_model(endpoint=endpoint.resource_name, deployed_model=deployed, traffic_split={"0": 100})
+    assert done.result().deployed_model.checkpoint_id == "1"
+    assert sdk.GenerativeModel(endpoint.resource_name).generate_content("q1").candidates
+    endpoint.update(display_name="renamed")
+    assert sdk.aiplatform.Endpoint(endpoint.resource_name).display_name == "renamed"
+    with pytest.raises(sdk.exceptions.BadRequest, match="dedicated_resources"):
+        client.deploy_model(
+            endpoint=endpoint.resource_name,
+            deployed_model={"model": job.tuned_model_name, "dedicated_resources": {"min_replica_count": 1}},
+        )
+    endpoint.undeploy_all()
+    endpoint.delete()
+
+
 def test_rebase_and_deletion_wait_for_operations(sdk: SimpleNamespace, job: Any) -> None:
     rebased = sdk.rebase_tuned_model(job.tuned_model_name)
     assert rebased.resource_name != job.resource_name

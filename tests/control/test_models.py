@@ -168,6 +168,54 @@ def test_an_endpoint_is_undeployed_before_it_is_deleted(tuned: Tuned) -> None:
         endpoints.get(control, caller, name)
 
 
+def test_an_endpoint_of_ones_own_answers_as_the_model_that_is_deployed_on_it(tuned: Tuned) -> None:
+    control, job = tuned
+    caller, source = member(control), model_name(job)
+    given = Endpoint(display_name="stable", labels={"team": "a"})
+    made = endpoints.create(control, caller, PARENT, given)["response"]
+    name = parse_resource(made["name"], "endpoints")
+    assert made["displayName"] == "stable" and "deployedModels" not in endpoints.get(control, caller, name)
+    with pytest.raises(FailedPrecondition, match="no deployed model"):
+        models.resolve(control, caller, str(name))
+    with pytest.raises(NotFound, match="no checkpoint"):
+        endpoints.deploy(control, caller, name, source, "99")
+    endpoints.deploy(control, caller, name, source, "1")
+    assert models.resolve(control, caller, str(name)).checkpoint_id == "1"
+    with pytest.raises(FailedPrecondition, match="undeploy"):
+        endpoints.deploy(control, caller, name, source)
+    endpoints.undeploy(control, caller, name, name.id)
+    endpoints.deploy(control, caller, name, source)
+    assert (
+        models.resolve(control, caller, str(name)).checkpoint_id
+        == models.get(control, caller, source)["defaultCheckpointId"]
+    )
+    assert str(name) in [one["endpoint"] for one in models.get(control, caller, source)["deployedModels"]]
+    models.delete(control, caller, source)
+    with pytest.raises(NotFound):
+        endpoints.get(control, caller, name)
+
+
+def test_words_of_endpoints_and_models_are_changed_and_checked(tuned: Tuned) -> None:
+    control, job = tuned
+    caller, name = member(control), parse_resource(job["tunedModel"]["endpoint"], "endpoints")
+    before = endpoints.get(control, caller, name)
+    changed = endpoints.update(
+        control, caller, name, Endpoint(display_name="x", description="d"), frozenset({"display_name"})
+    )
+    assert changed["displayName"] == "x" and "description" not in changed
+    assert changed["deployedModels"][0]["checkpointId"] == before["deployedModels"][0]["checkpointId"]
+    for given, mask in (
+        (Endpoint(labels={"Bad": "x"}), frozenset[str]()),
+        (Endpoint(display_name="x" * 129), frozenset[str]()),
+        (Endpoint(), frozenset[str]()),
+        (Endpoint(), frozenset({"traffic_split"})),
+    ):
+        with pytest.raises(InvalidArgument):
+            endpoints.update(control, caller, name, given, mask)
+    with pytest.raises(InvalidArgument, match="Bad"):
+        models.update(control, caller, model_name(job), Model(labels={"Bad": "x"}))
+
+
 def test_deleting_a_model_removes_its_endpoints_and_files(tuned: Tuned) -> None:
     control, job = tuned
     caller, name = member(control), model_name(job)

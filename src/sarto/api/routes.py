@@ -185,6 +185,18 @@ REGISTRY = [
         "GET", f"{LOCATION}/endpoints", endpoints.list_, "aiplatform.endpoints.list", "List endpoints, newest first",
         response=endpoints.ListEndpointsResponse, query=LIST,
     ),
+    Route(
+        "POST", f"{LOCATION}/endpoints", endpoints.create, "aiplatform.endpoints.create",
+        "Make an endpoint that nothing is deployed on yet", Endpoint, query=("endpoint_id",),
+    ),
+    Route(
+        "PATCH", ENDPOINT, endpoints.update, "aiplatform.endpoints.update",
+        "Change display name, description or labels", Endpoint, Endpoint, ("update_mask",),
+    ),
+    Route(
+        "POST", f"{ENDPOINT}:deployModel", endpoints.deploy_model, "aiplatform.endpoints.deploy",
+        "Have an empty endpoint answer as a tuned model, at one of its checkpoints", endpoints.DeployModelRequest,
+    ),
     Route("GET", ENDPOINT, endpoints.get, "aiplatform.endpoints.get", "Get an endpoint", response=Endpoint),
     Route(
         "DELETE", ENDPOINT, endpoints.delete, "aiplatform.endpoints.delete",

@@ -51,11 +51,8 @@ GROUPS: tuple[Group, ...] = (
     ("EvaluationService", EVALUATED, PLACE, {
         "GenerateInstanceRubrics": "POST :generateInstanceRubrics",
     }),
-    ("EndpointService", "Endpoints come with the tuned model, one for each checkpoint.", f"{PLACE}/endpoints", {
-        "CreateEndpoint": "POST ",
-        "UpdateEndpoint": "PATCH /{endpoint}",
+    ("EndpointService", "Use :deployModel, :undeployModel and PATCH.", f"{PLACE}/endpoints", {
         "UpdateEndpointLongRunning": "POST /{endpoint}:update",
-        "DeployModel": "POST /{endpoint}:deployModel",
         "MutateDeployedModel": "POST /{endpoint}:mutateDeployedModel",
     }),
     *(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from sarto.control.evaluation_checks import BEST, BEST_LABEL
 from sarto.control.faults import ROOT, Faults
 from sarto.control.tuning_sources import Source
+from sarto.errors import FieldViolation, InvalidArgument
 from sarto.schema.tuning_jobs import TuningJob
 
 MOST_LABELS = 64
@@ -25,25 +27,33 @@ def base_label(source: Source) -> str:
     return re.sub(r"[^a-z0-9_-]", "-", source.entry.weights.id.lower())[:LABEL_CHARACTERS]
 
 
+def word_faults(labels: Mapping[str, str], path: str) -> list[FieldViolation]:
+    """What is wrong with labels as such, of whatever they are."""
+    faults = []
+    if len(labels) > MOST_LABELS:
+        faults.append(FieldViolation(path, f"{len(labels)} labels are given; at most {MOST_LABELS} are allowed."))
+    for key, value in labels.items():
+        wanted = f"have at most {LABEL_CHARACTERS} lower case letters, digits, underscores and dashes."
+        if not key or not _is_label(key) or not key[0].isalpha():
+            wanted = f'The label key "{key}" must begin with a lower case letter and {wanted}'
+            faults.append(FieldViolation(f"{path}[{key}]", wanted))
+        elif not _is_label(value):
+            faults.append(FieldViolation(f"{path}[{key}]", f'The label value "{value}" must {wanted}'))
+    return faults
+
+
+def check_change(given: Mapping[str, str], before: Mapping[str, str], path: str) -> None:
+    """Raises InvalidArgument for labels that are new and wrong; clients send back those that the service set, too."""
+    if faults := word_faults({key: value for key, value in given.items() if before.get(key) != value}, path):
+        raise InvalidArgument.of(faults)
+
+
 def check(job: TuningJob, source: Source | None, faults: Faults) -> None:
     path = f"{ROOT}.labels"
-    if len(job.labels) > MOST_LABELS:
-        faults.add(path, f"{len(job.labels)} labels are given; at most {MOST_LABELS} are allowed.")
+    faults.wrong.extend(word_faults(job.labels, path))
     for key, value in job.labels.items():
         where = f"{path}[{key}]"
-        if not key or not _is_label(key) or not key[0].isalpha():
-            faults.add(
-                where,
-                f'The label key "{key}" must begin with a lower case letter and have at most {LABEL_CHARACTERS} lower '
-                "case letters, digits, underscores and dashes.",
-            )
-        elif not _is_label(value):
-            faults.add(
-                where,
-                f'The label value "{value}" must have at most {LABEL_CHARACTERS} lower case letters, digits, '
-                "underscores and dashes.",
-            )
-        elif key in (STOP_EARLY_LABEL, LOW_MEMORY_LABEL):
+        if key in (STOP_EARLY_LABEL, LOW_MEMORY_LABEL):
             if value not in ("true", "false"):
                 faults.add(where, f'The label "{key}" is "true" or "false".')
             elif key == STOP_EARLY_LABEL and value == "true" and not _has_validation(job):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pydantic.alias_generators import to_camel
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, filters, iam, leftovers, operations, paging
+from sarto.control import events, filters, iam, labels, leftovers, operations, paging
 from sarto.control.auth import Principal
 from sarto.control.context import AnyRow, Control
 from sarto.control.exports import FORMATS
@@ -110,6 +110,8 @@ def update(
     with control.database.transaction() as connection:
         row = find_version(connection, project, name)
         resource = orjson.loads(row.resource)
+        if "labels" in fields:
+            labels.check_change(given.labels, resource.get("labels", {}), "model.labels")
         wire = given.to_json()
         for field in fields - {"default_checkpoint_id"}:
             key = {"display_name": "displayName", "version_description": "versionDescription"}.get(field, field)
