@@ -25,7 +25,7 @@ from sarto.api.routes import ROUTES
 from sarto.api.threads import HandlerThreads
 from sarto.catalog import Catalog
 from sarto.control import keys as key_control
-from sarto.control import projects, service_accounts
+from sarto.control import service_accounts
 from sarto.control.announced import announced_adapters
 from sarto.control.audit_log import AuditLog
 from sarto.control.auth import Authenticator
@@ -45,6 +45,7 @@ from sarto.control.warm_executor import WarmExecutor
 from sarto.control.webhook_sender import WebhookSender
 from sarto.engine.evaluation.instances import InstanceEvaluator
 from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.key_assembly import key_service, private_folder
 from sarto.samples import install_samples, validation_rows
 from sarto.schema.generation import GenerateContentRequest
 from sarto.serving.generator import Generator, collect
@@ -56,10 +57,6 @@ from sarto.settings import Settings
 from sarto.storage import data_folder, migrations
 from sarto.storage.buckets import Buckets
 from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial
-from sarto.storage.keys import KeyName, KeyService
-from sarto.storage.master_key import read_master
-from sarto.storage.private import PrivateFolder, is_memory, place_for
 from sarto.storage.sealer import Sealer
 from sarto.storage.tables import dataset_evaluation, model_export
 from sarto.storage.uploads import Uploads
@@ -134,8 +131,8 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             _make_folders(data)
             key_file = service_accounts.open_home(database, home, settings.project, address)
             authenticator = Authenticator(database, address, settings.token_seconds, _providers(settings))
-            keys = _key_service(settings, data, database)
-            buckets = Buckets(database, data, Sealer(keys, _private_folder(stack, settings)))
+            keys = key_service(settings, data, database)
+            buckets = Buckets(database, data, Sealer(keys, private_folder(stack, settings)))
             buckets.sweep()
             Uploads(buckets).sweep(time.time())
             install_samples(buckets)
@@ -175,16 +172,6 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             metadata_account=service_accounts.read_email(key_file) if settings.metadata_server else "",
         )
         yield services, key_file
-
-
-def _private_folder(stack: AsyncExitStack, settings: Settings) -> PrivateFolder:
-    """Empty of what processes left that are gone; closed with the stack."""
-    private = PrivateFolder(place_for(settings.home, settings.private_folder))
-    private.sweep()
-    stack.callback(private.close)
-    if not is_memory(private.place):
-        logger.warning("opened artifacts lie on a disk", extra={"place": str(private.place)})
-    return private
 
 
 def _routed(
@@ -321,28 +308,6 @@ async def _start_loops(stack: AsyncExitStack, control: Control, generator: Gener
     batches = asyncio.create_task(BatchRunner(control, answer, supervisor.owner).run())
 
     stack.push_async_callback(ended, batches)
-
-
-def _key_service(settings: Settings, data: Path, database: Database) -> KeyService:
-    """Raises FailedPrecondition when the master key cannot be read."""
-    master = read_master(
-        data, settings.master_key.get_secret_value(), settings.master_key_file,
-        in_keyring=settings.master_key_keyring,
-    )  # fmt: skip
-    material = KeyMaterial(data / "keys", master)
-    return KeyService(
-        database, material, _canonical(database, settings.external_keys), settings.vault_token.get_secret_value()
-    )
-
-
-def _canonical(database: Database, external: Mapping[str, str]) -> dict[str, str]:
-    """Names of keys with the number of their project, where its id was written and is known."""
-    made = {}
-    for text, uri in external.items():
-        name = KeyName.parse(text)
-        owner = projects.find(database, name.project)
-        made[str(KeyName(owner.number, name.location, name.ring, name.key) if owner else name)] = uri
-    return made
 
 
 async def _tend_keys(stack: AsyncExitStack, control: Control, generator: WorkerGenerator) -> None:

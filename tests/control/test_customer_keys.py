@@ -155,7 +155,7 @@ def test_a_keyed_job_leaves_sealed_files_alone(control: Control, supervise: Call
     with control.buckets.open(stored) as file:
         assert file.read().decode() == weights
     assert sealing.read(control, name.id, folder / "data" / "training.jsonl") == ROWS
-    assert not list(control.sealer.private.place.glob(f"*/{name.id}-*"))
+    wait_until(lambda: not list(control.sealer.private.place.glob(f"*/{name.id}-*")))
 
 
 def test_a_sealed_file_put_in_anothers_place_is_refused(

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sarto.engine": (*WORDS, "sarto.secrecy", "sarto.engine"),
     "sarto.serving": (*WORDS, "sarto.secrecy", "sarto.storage", "sarto.serving"),
     "sarto.api": (*WORDS, "sarto.storage", "sarto.control", "sarto.serving", "sarto.certificates", "sarto.api"),
+    "sarto.key_assembly": ("sarto.settings", "sarto.storage", "sarto.control"),
     "sarto.app": ("sarto",),
     "sarto.cli": ("sarto",),
 }
