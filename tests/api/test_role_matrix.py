@@ -26,13 +26,15 @@ VALUES = {
 }  # fmt: skip
 BODIES: dict[str, Any] = {
     "translateText": {"contents": ["a"], "sourceLanguageCode": "en", "targetLanguageCode": "es"},
-    "generateContent": {"contents": [{"parts": [{"text": "a"}]}]},
-    "GenerateContent": {"contents": [{"parts": [{"text": "a"}]}]},
+    "generateContent": {"contents": [{"parts": [{"text": "a"}]}], "generationConfig": {"maxOutputTokens": 1}},
+    "GenerateContent": {"contents": [{"parts": [{"text": "a"}]}], "generationConfig": {"maxOutputTokens": 1}},
     "countTokens": {"contents": [{"parts": [{"text": "a"}]}]},
     "chat/completions": {
         "model": "projects/demo/locations/us-central1/endpoints/7",
         "messages": [{"role": "user", "content": "a"}],
     },
+    ":generateAccessToken": {"scope": ["all"]},
+    ":deployModel": {"deployedModel": {"model": f"projects/demo/locations/us-central1/models/{IDS}"}},
     "webhooks": {"uri": "https://8.8.8.8/hook"},
     "/storage/v1/b": {"name": "a-bucket"},
     "entries:list": {"resourceNames": ["projects/demo"]},
