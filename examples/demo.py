@@ -123,13 +123,14 @@ def tune(client: genai.Client, service: Service, uris: dict[str, str]) -> types.
     console.print(f"  {job.name}")
     session = authorized(service)  # the resource as it is: this client's types leave some of it out
 
-    def read_job() -> dict[str, Any]:
-        answer = session.get(f"{service.url}/v1beta1/{job.name}", timeout=30)
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+    def states() -> Iterator[dict[str, Any]]:
+        while True:
+            answer = session.get(f"{service.url}/v1beta1/{job.name}", timeout=30)
+            answer.raise_for_status()
+            yield answer.json()
+            time.sleep(1.0)
 
-    ended = progress.watch(read_job, console)
+    ended = progress.watch(states(), console)
     if ended["state"] != "JOB_STATE_SUCCEEDED":
         raise SystemExit(
             f"The job ended as {ended['state']}: {ended.get('error', {}).get('message', 'no reason given')}"

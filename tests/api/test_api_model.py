@@ -119,7 +119,7 @@ class Api(RuleBasedStateMachine):
         )
         return LOOP.run_until_complete(sent)
 
-    @rule(target=jobs, label=st.sampled_from("xy"), number=st.none() | st.integers(1, 3))
+    @rule(target=jobs, label=st.sampled_from("xy"), number=st.sampled_from([1, 2, None]))
     def create(self, label: str, number: int | None) -> Any:
         spec = {"trainingDatasetUri": f"gs://{self.project}-b/train.jsonl"}
         body = {**BODY, "supervisedTuningSpec": spec, "labels": {"team": label}}
@@ -168,6 +168,7 @@ class Api(RuleBasedStateMachine):
             self.holders.pop(name, None)
         elif job.state == "RUNNING":
             job.told.append("CANCELLING")
+        self.read(name, 3)
 
     @rule(name=jobs)
     def delete(self, name: str) -> None:
@@ -281,6 +282,14 @@ class Api(RuleBasedStateMachine):
                 job.told.append("CANCELLED")
                 job.is_ended_in_public = True
 
+    @rule(target=held, one=held)
+    def go_on_as_a_zombie(self, one: tuple[str, Lease]) -> Any:
+        """Lose the lease, see another take over whatever is next, and write all the same."""
+        self.lose(one)
+        other = self.claim("b" if one[1].owner == "a" else "a")
+        self.move(one, SUCCEEDED)
+        return other
+
     # What must hold after each
 
     @invariant()
@@ -366,10 +375,11 @@ BUGS: dict[str, tuple[object, str, object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_fault_put_into_the_service_is_seen(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     where, name, wrong = BUGS[bug]
     monkeypatch.setattr(where, name, wrong)
-    searching = settings(QUICK, max_examples=60, derandomize=True)
+    searching = settings(QUICK, max_examples=200, derandomize=True)
     with pytest.raises((AssertionError, ExceptionGroup, KeyError, Fenced, Flaky)):
         run_state_machine_as_test(Api, settings=searching)

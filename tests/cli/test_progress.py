@@ -41,7 +41,7 @@ def test_an_ended_job_shows_its_end_and_not_its_last_phase(state: str) -> None:
 def test_without_a_terminal_a_job_is_told_in_few_lines() -> None:
     moments = iter([job("PENDING"), *(job("RUNNING", "TUNING", step) for step in range(41)), job("SUCCEEDED", step=40)])
     out = io.StringIO()
-    ended = progress.watch(lambda: next(moments), Console(file=out, width=100), poll_seconds=0)
+    ended = progress.watch(moments, Console(file=out, width=100))
     assert ended["state"] == "JOB_STATE_SUCCEEDED"
     lines = out.getvalue().splitlines()
     assert len(lines) == 1 + 11 + 1
@@ -51,5 +51,5 @@ def test_without_a_terminal_a_job_is_told_in_few_lines() -> None:
 def test_on_a_terminal_a_job_is_a_bar() -> None:
     moments = iter([job("RUNNING", "TUNING", 20, loss=0.5), job("SUCCEEDED", step=40)])
     out = io.StringIO()
-    progress.watch(lambda: next(moments), Console(file=out, width=100, force_terminal=True), poll_seconds=0)
+    progress.watch(moments, Console(file=out, width=100, force_terminal=True))
     assert "step 40/40" in out.getvalue()

@@ -101,6 +101,9 @@ def test_events_are_streamed_from_a_cursor_to_the_end(http: httpx.Client) -> Non
     assert again.status_code == 204
     bad = http.get(path, headers={"Accept": "text/event-stream", "Last-Event-ID": "x"})
     assert bad.status_code == 400
+    with http.stream("GET", path, headers={"Accept": "text/event-stream"}, params={"withJob": "true"}) as answer:
+        whole = [line for line in answer.iter_lines() if line.startswith("event: ")]
+    assert whole.count("event: job") == 1 and whole[-1] == "event: end"
     missing = http.get(f"/v1/{PARENT}/tuningJobs/1/events", headers={"Accept": "text/event-stream"})
     assert missing.status_code == 404
 

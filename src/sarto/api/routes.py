@@ -112,7 +112,8 @@ TUNING = [
     ),
     Route(
         "GET", f"{JOB}/events", tuning_jobs.list_events, "aiplatform.tuningJobs.get",
-        "What happened to a job, oldest first; as server-sent events for a client that accepts those", query=PAGE,
+        "What happened to a job, oldest first; as server-sent events for a client that accepts those",
+        query=(*PAGE, "with_job"),
     ),
 ]  # fmt: skip
 WEBHOOK = f"{LOCATION}/webhooks/{{webhook}}"

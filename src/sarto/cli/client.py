@@ -189,6 +189,23 @@ class Client:
         except httpx.TransportError as error:
             raise _unreachable(self.connection.url, error) from None
 
+    def told(self, path: str, **params: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Kind and data of what a server tells as it happens; ends when the server ends it."""
+        headers = self._headers({"Accept": "text/event-stream"})
+        try:
+            with self.http.stream("GET", path, headers=headers, params=params) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _api_error(answer)
+                kind = ""
+                for line in answer.iter_lines():
+                    if line.startswith("event: "):
+                        kind = line[7:]
+                    elif line.startswith("data: "):
+                        yield kind, json.loads(line[6:])
+        except httpx.TransportError as error:
+            raise _unreachable(self.connection.url, error) from None
+
     def dataset(self, file: str) -> str:
         """The `gs://` URI of a dataset: as given, or of the local file, uploaded unless it is there."""
         if file.startswith("gs://"):

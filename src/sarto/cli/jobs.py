@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -151,7 +152,7 @@ def cancel(context: typer.Context, job: Job) -> None:
 def follow(api: Client, name: str, as_json: bool) -> None:
     """Watch to the end, show the job, raise FailedPrecondition unless it succeeded."""
     try:
-        job = progress.watch(lambda: dict(api.get(f"/v1/{name}")), output.messages())
+        job = progress.watch(states(api, name), output.messages())
     except KeyboardInterrupt:
         again = f"The job goes on. Follow it again with: sarto jobs watch {output.short_id(name)}"
         output.messages().print(again)
@@ -160,6 +161,16 @@ def follow(api: Client, name: str, as_json: bool) -> None:
     if job["state"] != "JOB_STATE_SUCCEEDED":
         reason = job.get("error", {}).get("message", "")
         raise FailedPrecondition(f"The job ended as {job['state'].removeprefix('JOB_STATE_')}. {reason}".strip())
+
+
+def states(api: Client, name: str) -> Iterator[dict[str, Any]]:
+    """The job each time it has changed, until it has ended: the server tells, nobody asks again and again."""
+    while True:  # a stream ends after some minutes, the job or not
+        for kind, found in api.told(f"/v1/{name}/events", withJob="true"):
+            if kind == "job":
+                yield found
+            elif kind == "end":
+                return
 
 
 def waits_for(api: Client, job: dict[str, Any]) -> str:

@@ -1,12 +1,11 @@
 """Watching a tuning job: a progress bar on a terminal, a few calm lines elsewhere, both from the job resource alone.
 
-Used by `sarto tune`, `sarto jobs watch` and the demo; each hands in how to read the resource.
+Used by `sarto tune`, `sarto jobs watch` and the demo; each hands in the resource as it changes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from sarto.cli.output import duration
 from sarto.schema.tuning_jobs import FINAL_STATES
 
-POLL_SECONDS = 1.0
 LINE_EVERY_PERCENT = 10
 PHASES = {
     "TUNING_JOB_STATE_WAITING_FOR_QUOTA": "waiting for its turn",
@@ -74,15 +72,14 @@ def read(job: dict[str, Any]) -> Moment:
     )
 
 
-def watch(
-    read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float = POLL_SECONDS
-) -> dict[str, Any]:
-    """Follow a job until it ends and return it as it ended. The caller's `read_job` fetches the resource."""
+def watch(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Follow a job until it ends and return it as it ended. `states` gives the resource as it stands, again and again,
+    the ended one last."""
     follow = _watch_bar if console.is_terminal else _watch_lines
-    return follow(read_job, console, poll_seconds)
+    return follow(states, console)
 
 
-def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float) -> dict[str, Any]:
+def _watch_bar(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
     columns = (
         TextColumn("  {task.description:<20}"),
         BarColumn(28),
@@ -90,22 +87,20 @@ def _watch_bar(read_job: Callable[[], dict[str, Any]], console: Console, poll_se
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("waiting to start", total=None, steps="", facts="")
-        while True:
-            job = read_job()
+        for job in states:
             now = read(job)
             steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
             total = now.total_steps or None
             bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=now.facts)
             if now.is_final:
                 return job
-            time.sleep(poll_seconds)
+    raise EOFError("the job was not followed to its end")
 
 
-def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console, poll_seconds: float) -> dict[str, Any]:
+def _watch_lines(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
     """A line when the phase changes, and one each ten percent."""
     shown: tuple[str, int] | None = None
-    while True:
-        job = read_job()
+    for job in states:
         now = read(job)
         place = (now.phase, now.percent // LINE_EVERY_PERCENT)
         if place != shown:
@@ -114,4 +109,4 @@ def _watch_lines(read_job: Callable[[], dict[str, Any]], console: Console, poll_
             shown = place
         if now.is_final:
             return job
-        time.sleep(poll_seconds)
+    raise EOFError("the job was not followed to its end")
