@@ -66,7 +66,7 @@ def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
         project = projects.insert(connection, "demo", control.database.now(connection))
         iam.bind(connection, iam.SERVICE, iam.SARTO_ADMIN, ROOT.member)
     control.buckets.create_bucket(project.number, "data")
-    for name in ("train", "slow", "die-once", "die", "fault", "deaf"):
+    for name in ("train", "slow", "die-once", "die", "fault", "deaf", "raise"):
         control.buckets.put_bytes("data", f"{name}.jsonl", ROWS)
     return control
 

@@ -1,7 +1,8 @@
 """A run program that keeps the RunSpec contract and learns nothing: what the control tests start as a child process.
 
 Its behaviour is asked for in the dataset's name: `…/slow.jsonl` takes long, `…/die-once.jsonl` is killed in its first
-attempt, `…/die.jsonl` in each, `…/fault.jsonl` reports a fault of the user, `…/deaf.jsonl` ignores SIGTERM.
+attempt, `…/die.jsonl` in each, `…/raise.jsonl` raises an error in each once it has two checkpoints,
+`…/fault.jsonl` reports a fault of the user, `…/deaf.jsonl` ignores SIGTERM.
 """
 
 import hashlib
@@ -72,6 +73,8 @@ def main() -> int:
                 say("checkpoint", checkpoint=record)
         if step >= first:
             resume.write_text(str(step))
+            if name == "raise.jsonl" and step >= 4:
+                raise RuntimeError("the evaluation broke at: the user's own words")
             if name == "die.jsonl" or (name == "die-once.jsonl" and spec["epoch"] == 1 and step == 3):
                 os.kill(os.getpid(), signal.SIGKILL)
     return finish(

@@ -193,6 +193,21 @@ def test_a_job_whose_runs_all_die_fails_as_our_fault(control: Control, supervise
     assert "lost the run 3 times" in job["error"]["message"] and "signal 9" in job["error"]["message"]
 
 
+def test_a_job_whose_runs_all_raise_keeps_its_checkpoints_and_says_what_was_raised_but_not_its_words(
+    control: Control, supervise: Supervise
+) -> None:
+    supervise(control)
+    name = create(control, "raise")
+    job = wait_for_end(control, name)
+    assert job["state"] == "JOB_STATE_FAILED" and job["error"]["code"] == 13
+    assert "lost the run 3 times" in job["error"]["message"] and "(RuntimeError)" in job["error"]["message"]
+    assert "own words" not in str(job)
+    told = kinds(control, name)
+    assert (told.count("started"), told.count("lost")) == (3, 2) and told.count("checkpoint") >= 2
+    for checkpoint in job["tunedModel"]["checkpoints"]:
+        assert Path(models.resolve(control, member(control), checkpoint["endpoint"]).adapter_folder).is_dir()
+
+
 @pytest.mark.parametrize("data", ["slow", "deaf"])
 def test_cancelling_a_running_job_stops_its_process(any_control: Control, supervise: Supervise, data: str) -> None:
     supervise(any_control)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -179,7 +180,7 @@ class Attempt:
         place.end()
         result = _read_result(run_folder)
         if result is None:
-            raise _Lost(f"The run ended with {_exit_words(code)} and left no result.")
+            raise _Lost(f"The run ended with {_exit_words(code, run_folder / LOG_FILE)} and left no result.")
         result = place.result(result)
         if result.error is not None:
             self._close(FAILED, result.error)
@@ -339,5 +340,14 @@ def _read_result(run_folder: Path) -> RunResult | None:
     return RunResult.model_validate_json(data)
 
 
-def _exit_words(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _exit_words(code: int, log: Path) -> str:
+    """How a run ended; of an exception only its kind, since its words may hold the user's data."""
+    if code < 0:
+        return f"signal {-code}"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 10_000))
+        kinds = _EXCEPTION.findall(file.read().decode(errors="replace"))
+    return f"exit code {code}" + (f" ({kinds[-1]})" if kinds else "")
+
+
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception))\b(?::|$)", re.MULTILINE)
