@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sarto.engine.families.gguf import open_gguf
 
 from .conftest import Dataset
 from .service import Service, wait_for
+from .test_serving import children
 
 FORMATS = ("adapter", "merged-safetensors", "gguf-f16", "gguf-q8-0")
 
@@ -135,6 +138,21 @@ def test_a_cancelled_export_ends_and_writes_nothing(http: httpx.Client, tuned: d
     assert done["error"]["code"] == 1
     listed = http.get("/storage/v1/b/tuning-data/o", params={"prefix": "cancelled/"}).json()
     assert not listed.get("items")
+
+
+def test_a_killed_exporter_ends_the_operation_with_the_reason_and_leaves_nothing(
+    service: Service, http: httpx.Client, tuned: dict[str, Any]
+) -> None:
+    url = f"/v1/{tuned['tunedModel']['model']}:export"
+    made = http.post(url, json=body("merged-safetensors", "gs://tuning-data/killed")).json()
+    (exporter,) = wait_for(lambda: children(service.pid, "sarto.engine.exports.run"))
+    os.kill(exporter, signal.SIGKILL)
+    done = ended(http, made)
+    assert done["error"]["code"] == 14
+    assert "process ended unexpectedly (exit code -9" in done["error"]["message"]
+    listed = http.get("/storage/v1/b/tuning-data/o", params={"prefix": "killed/"}).json()
+    assert not listed.get("items")
+    assert not list((service.home / "runs").glob("export-*"))
 
 
 def test_the_parity_certificate_is_kept_with_the_model(http: httpx.Client, tuned: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ SHORT = LONG | {"generationConfig": {"maxOutputTokens": 4, "temperature": 0}}
 
 def children(pid: int, module: str) -> list[int]:
     """Processes below `pid` that run a module of ours."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    command = ["ps", "-e", "-ww", "-o", "pid=,ppid=,args="]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(row[0]) for row in rows if int(row[1]) == pid and module in row[2]]
 

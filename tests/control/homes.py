@@ -118,8 +118,8 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def wait_for_end(control: Control, name: ResourceName) -> dict[str, Any]:
-    wait_until(lambda: JobState(read(control, name)["state"]).is_final)
+def wait_for_end(control: Control, name: ResourceName, seconds: float = 20.0) -> dict[str, Any]:
+    wait_until(lambda: JobState(read(control, name)["state"]).is_final, seconds)
     return read(control, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from sarto.control import events
+from sarto.control.export_work import ExportWork
 from sarto.control.supervisor import Supervisor
+from sarto.errors import ResourceExhausted
+from sarto.schema.runs import ExportResult, ExportSpec
 from tests.control.homes import LIMITS, create, make_control, member, read, stand_in_executor, wait_for_end, wait_until
+from tests.serving.making import make_adapter
+from tests.tiny import make_tiny_base
 
 SIZE_BYTES = 24 << 20
 
@@ -67,3 +73,52 @@ def test_a_job_waits_while_the_disk_is_full_and_goes_on_when_there_is_room(small
     finally:
         supervisor.stop()
         control.database.close()
+
+
+def fill_up(ballast: Path, leave_bytes: int) -> None:
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    with ballast.open("r+b") as file:
+        file.truncate(max(0, ballast.stat().st_size - leave_bytes))
+
+
+def test_an_exporter_on_a_full_disk_says_so_and_leaves_no_files(small_disk: Path, tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    folder = small_disk / "export"
+    folder.mkdir()
+    spec = ExportSpec(
+        model="m", title="m", format="merged-safetensors", base=base, adapter_folder=adapter.folder,
+        folder=str(folder), held_out=str(folder / "held_out.jsonl"), held_out_uri="", card={}, license="", threads=1,
+    )  # fmt: skip
+    (folder / "spec.json").write_text(spec.model_dump_json())
+    (folder / "held_out.jsonl").write_bytes(b"")
+    fill_up(small_disk / "ballast", 40_000)
+    program = [sys.executable, "-m", "sarto.engine.exports.run", str(folder / "spec.json")]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as child:
+        assert child.wait(60) == 0
+    result = ExportResult.model_validate_json((folder / "result.json").read_bytes())
+    assert result.error is not None
+    assert result.error["code"] == 8 and "is full" in result.error["message"]
+    assert not (folder / "files").exists()
+
+
+def test_an_export_that_no_longer_fits_into_its_bucket_leaves_none_of_its_files_there(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    control = make_control(small_disk / "home")
+    project = member(control).project
+    folder = tmp_path / "export"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "a.json").write_bytes(b"{}")
+    (folder / "files" / "b.safetensors").write_bytes(bytes(8 << 20))
+    fill_up(small_disk / "ballast", 2 << 20)
+    run = {"bucket": "data", "folder": "exports/m"}
+    found = ExportResult(files=["a.json", "b.safetensors"])
+    with pytest.raises(ResourceExhausted, match="is full"):
+        ExportWork(control, []).publish(project, run, folder, found.model_dump_json().encode())
+    assert [row.name for row in control.buckets.list("data", "exports/").objects] == []

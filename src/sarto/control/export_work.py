@@ -12,7 +12,7 @@ import orjson
 
 from sarto.control import sealing
 from sarto.control.context import Control
-from sarto.errors import FailedPrecondition
+from sarto.errors import FailedPrecondition, SartoError, from_status
 from sarto.schema.runs import ExportResult, ExportSpec
 
 HELD_OUT_ROWS = 4
@@ -34,15 +34,22 @@ class ExportWork:
     def publish(
         self, project: str, run: dict[str, Any], folder: Path, result: bytes
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Raises FailedPrecondition for files that differ from the served model."""
+        """Raises what the program said, and ResourceExhausted for a full disk; then none of the files is stored."""
         found = ExportResult.model_validate_json(result)
         if found.error is not None:
-            raise FailedPrecondition(found.error["message"], found.error.get("details", []))
-        for name in found.files:
-            self._control.buckets.put_file(
-                run["bucket"], f"{run['folder']}/{name}", folder / "files" / name, project=project,
-                kms_key=run.get("kmsKey", ""),
-            )  # fmt: skip
+            raise from_status(found.error)
+        buckets, bucket, stored = self._control.buckets, run["bucket"], list[str]()
+        try:
+            for name in found.files:
+                target = f"{run['folder']}/{name}"
+                buckets.put_file(
+                    bucket, target, folder / "files" / name, project=project, kms_key=run.get("kmsKey", "")
+                )
+                stored.append(target)
+        except SartoError:
+            for target in stored:
+                buckets.delete(bucket, target, project=project)
+            raise
         comparison = found.comparison.model_dump() if found.comparison else None
         return {"@type": RESPONSE}, {"comparison": comparison}
 

@@ -20,11 +20,11 @@ import orjson
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from sarto.control import operations, sealing
+from sarto.control import disk, operations, sealing
 from sarto.control.context import AnyRow, Control
 from sarto.control.executors import Executor
 from sarto.control.run_specs import write_whole
-from sarto.errors import SartoError, Unavailable
+from sarto.errors import ResourceExhausted, SartoError, Unavailable
 from sarto.schema.runs import ExportProgress
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,11 @@ class OperationRunner:
                 return
             response, metadata = self._of.publish(row.project, run, folder, result)
             self._end(row, {"response": response}, {**metadata, "progressPercentage": 100})
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            full = ResourceExhausted(f"The disk of {folder} is full; free space and ask again.")
+            self._end(row, {"error": full.to_status()}, {})
         except SartoError as error:
             status = error.to_status()
             self._end(row, {"error": sealing.status_without_quotes(status) if run.get("kmsKey") else status}, {})

@@ -6,14 +6,17 @@ the result's `error`. Stops when its standard input ends. Knows no HTTP, users o
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sarto.engine.exports.card import model_card
@@ -24,11 +27,13 @@ from sarto.engine.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from sarto.engine.ops.choose import native_dtype
 from sarto.engine.program import end_with_parent, tell, write_whole
 from sarto.engine.serving.certificate import Divergence, reply_logits
-from sarto.errors import FailedPrecondition, InvalidArgument, SartoError
+from sarto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, SartoError
 from sarto.schema.runs import ExportResult, ExportSpec, ParityCertificate
 
 KL_TOLERANCES = {"adapter": 1e-2, "merged-safetensors": 2e-2, "gguf-f16": 1e-2, "gguf-q8-0": 5e-2}
 """Mean divergence from the served model in nats a token, above which an export is refused."""
+FULL = os.strerror(errno.ENOSPC)
+"""What a full disk is called, also by libraries that have no number for it."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MODEL_FILES = ("config.json", "generation_config.json")
 
@@ -42,6 +47,12 @@ def main(arguments: list[str]) -> int:
         result = export(spec, Path(arguments[0]))
     except SartoError as error:
         result = ExportResult(error=error.to_status())
+    except (OSError, SafetensorError) as error:
+        if FULL not in str(error):
+            raise
+        shutil.rmtree(Path(spec.folder) / "files", ignore_errors=True)
+        full = ResourceExhausted(f"The disk of {spec.folder} is full; free space and export again.")
+        result = ExportResult(error=full.to_status())
     write_whole(Path(spec.folder) / "result.json", result.model_dump_json(indent=1))
     return 0
 
