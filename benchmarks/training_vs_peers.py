@@ -4,6 +4,10 @@ The peers have an environment of their own, which this program makes once. A pee
 step on the very examples that the peer's step held; so both meet the same load of the machine. Ratios are of seconds,
 or with `--processor-seconds` of processor seconds, which other load hardly moves (use `--threads 1` with it). `--json`
 prints one object at the end.
+
+`--device cuda` compares on a GPU, with `--shape` on a base of that shape with random weights: `share_of_peak` is then
+the model FLOP utilisation (4 operations for each frozen weight and token) of the product ceiling measured there.
+`--shape tiny --device cpu` only shows that the program runs.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import torch
 from sarto.control.executors import Executor, LocalExecutor, clean_environment
 from sarto.control.warm_executor import WarmExecutor
 from training.data import write
+from training.shapes import SHAPES, write_base
 
 HERE = Path(__file__).parent / "training"
 PEER_PACKAGES = (f"torch=={torch.__version__.partition('+')[0]}", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0")
@@ -44,7 +49,18 @@ PEERS: dict[str, list[str]] = {
     ],
     "trainer float32": ["--kind", "trainer", "--autocast", "off"],
 }  # fmt: skip
-WARM_STEPS = 1
+UNSLOTH_STYLE = ["--kind", "trl", "--weights", "bfloat16", "--autocast", "off", "--liger", "--packing"]
+GPU_PEERS: dict[str, list[str]] = {
+    DEFAULTS: PEERS[DEFAULTS],
+    "trl bf16 weights, packing": PEERS["trl bf16 weights, packing"],
+    "trainer bf16 weights": PEERS["trainer bf16 weights"],
+    "unsloth-style: bf16, Liger kernels, packing": [*UNSLOTH_STYLE, "--checkpointing", "off"],
+    "unsloth-style, layers computed twice": UNSLOTH_STYLE,
+}
+"""What Unsloth sets on TRL, with the kernels that install beside it: half weights, fused kernels, packed rows."""
+GPU_PACKAGES = ("liger-kernel==0.8.5",)
+WARM_STEPS = {"cpu": 1, "cuda": 4}
+"""On a GPU the first steps wait for compilers."""
 
 
 @dataclass
@@ -93,13 +109,14 @@ class Worker:
         self.process.wait()
 
 
-def make_environment(folder: Path) -> Path:
+def make_environment(folder: Path, device: str) -> Path:
     """The peers' interpreter; installed once."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"installing {', '.join(PEER_PACKAGES)} into {folder}", file=sys.stderr)
+        packages = PEER_PACKAGES + (GPU_PACKAGES if device == "cuda" else ())
+        print(f"installing {', '.join(packages)} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEER_PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
         (folder / "ready").touch()
     return python
 
@@ -107,21 +124,24 @@ def make_environment(folder: Path) -> Path:
 class Bench:
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
         self.given, self.folder = given, folder
-        self.python = make_environment(given.environment)
+        self.python = make_environment(given.environment, given.device)
+        self.base = write_base(folder / "base", given.shape, given.base) if given.shape else given.base
+        self.warm_steps = WARM_STEPS[given.device]
         self.data = write(folder / "data")
         self.peaks: list[float] = []
         self.threads = {"OMP_NUM_THREADS": str(given.threads)}
 
     def ours(self, *flags: str) -> Worker:
-        command = [sys.executable, str(HERE / "ours.py"), "--base", str(self.given.base)]
-        command += ["--threads", str(self.given.threads), *flags]
+        command = [sys.executable, str(HERE / "ours.py"), "--base", str(self.base)]
+        command += ["--threads", str(self.given.threads), "--device", self.given.device, *flags]
         return Worker(command, clean_environment(os.environ) | self.threads, self.folder)
 
     def compare(self, name: str, data: str, steps: int) -> Measured:
         """Peer and ours in turn on the same examples."""
         measured = Measured()
-        command = [str(self.python), str(HERE / "peer.py"), *PEERS[name], "--base", str(self.given.base)]
-        command += ["--data", str(self.data[data]), "--steps", str(steps)]
+        peers = PEERS if self.given.device == "cpu" else GPU_PEERS
+        command = [str(self.python), str(HERE / "peer.py"), *peers[name], "--base", str(self.base)]
+        command += ["--data", str(self.data[data]), "--steps", str(steps), "--device", self.given.device]
         peer = Worker(command, {**os.environ, **self.threads, "TOKENIZERS_PARALLELISM": "false"}, self.folder)
         ours = self.ours()
         for number in range(steps):
@@ -130,7 +150,7 @@ class Bench:
                 measured.peer_start_seconds = time.perf_counter() - peer.started
             mine = ours.step(json.dumps(theirs["examples"]))
             self.peaks.append(ours.step("[]")["peak_flops"])
-            if number >= WARM_STEPS:
+            if number >= self.warm_steps:
                 measured.peer.append(theirs)
                 measured.ours.append(mine)
         peer.close()
@@ -166,7 +186,7 @@ class Bench:
     def _spec(self, name: str, cache: str = "") -> Path:
         folder = self.folder / name
         folder.mkdir()
-        base = {"name": "base", "folder": str(self.given.base), "digest": "bench"}
+        base = {"name": "base", "folder": str(self.base), "digest": "bench"}
         dataset = folder / "train.jsonl"
         rows = [json.loads(line) for line in self.data["short"].read_text().splitlines()]
         dataset.write_text("".join(json.dumps({"messages": r["prompt"] + r["completion"]}) + "\n" for r in rows))
@@ -199,18 +219,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--processor-seconds", action="store_true")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, help="a base of this shape with random weights")
+    parser.add_argument("--peers", nargs="+", help="names of peers; all of the device by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    known = PEERS if given.device == "cpu" else GPU_PEERS
+    given.peers = given.peers or list(known)
+    if unknown := set(given.peers) - set(known):
+        parser.error(f"no such peers on {given.device}: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(report(Bench(given, Path(folder)), given), indent=None if given.json else 1))
 
 
 def report(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
     clock = bench.clock
-    found = {name: bench.compare(name, "short", given.steps + WARM_STEPS) for name in given.peers}
-    long = bench.compare(DEFAULTS, "longtail", given.steps + WARM_STEPS)
-    defaults = found[DEFAULTS] if DEFAULTS in found else bench.compare(DEFAULTS, "short", given.steps + WARM_STEPS)
+    found = {name: bench.compare(name, "short", given.steps + bench.warm_steps) for name in given.peers}
+    long = bench.compare(DEFAULTS, "longtail", given.steps + bench.warm_steps)
+    defaults = (
+        found[DEFAULTS] if DEFAULTS in found else bench.compare(DEFAULTS, "short", given.steps + bench.warm_steps)
+    )
     low = bench.ours("--low-memory")
     for step in defaults.peer:
         lowest = low.step(json.dumps(step["examples"]))
@@ -237,6 +267,8 @@ def report(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
         "peak_gflops": round(max(bench.peaks) / 1e9),
         "clock": clock,
         "threads": given.threads,
+        "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
+        "base": given.shape or given.base.name,
         "torch": torch.__version__,
     }
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from sarto.engine.lora import AdapterShape, LoraAdapter
 from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.run import keep_pages
 from sarto.engine.tuning.loop import peak_memory_bytes
-from sarto.engine.tuning.memory import LADDER, LOW_MEMORY
+from sarto.engine.tuning.memory import GPU_ROWS, LADDER, LOW_MEMORY
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.session import flops, measure_peak
 from sarto.engine.tuning.trainer import Optimisation, Trainer
 from sarto.schema.runs import BaseWeights
+
+GPU_CALIBRATION = 8192
+"""Side of the products that measure a GPU's ceiling."""
 
 
 class Nothing:
@@ -42,37 +46,61 @@ class Nothing:
         raise IndexError(index)
 
 
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of large square products, the best of a few."""
+    if device.type == "cpu":
+        return measure_peak(dtype, device)
+    left, right = (torch.randn(GPU_CALIBRATION, GPU_CALIBRATION, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        finish(device)
+        started = time.perf_counter()
+        torch.mm(left, right)
+        finish(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * GPU_CALIBRATION**3 / best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
     keep_pages()
     torch.set_num_threads(given.threads)
-    device = torch.device("cpu")
+    device = torch.device(given.device)
     dtype = native_dtype(device)
     decoder = load_base(BaseWeights(name="base", folder=given.base, digest=""), dtype, device)
     decoder.ops = choose_operations(device)
     adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
     decoder.leave_files()
     memory = LADDER[LOW_MEMORY if given.low_memory else 0]
+    if device.type == "cuda":
+        memory = replace(memory, token_budget=memory.token_budget * GPU_ROWS)
     trainer = Trainer(decoder, adapter, Nothing(), Schedule(1, 1, 1 << 30, 2e-4, 0), Optimisation(0.0, 1.0, 0), memory)
     per_token, per_target = flops(decoder, adapter)
     for line in sys.stdin:
         rows = json.loads(line)
         if not rows:
-            print("STEP " + json.dumps({"peak_flops": measure_peak(dtype, device)}), flush=True)
+            print("STEP " + json.dumps({"peak_flops": peak(dtype, device)}), flush=True)
             continue
         examples = [Tokenized(np.array(tokens, dtype=np.uint32), np.array(learned), 0) for tokens, learned in rows]
         wall, processor = time.perf_counter(), time.process_time()
         outcome = trainer.update(examples)
+        finish(device)
         report = {
             "seconds": time.perf_counter() - wall,
             "processor_seconds": time.process_time() - processor,
             "loss": outcome.loss,
             "flops": outcome.rendered_tokens * per_token + outcome.supervised_tokens * per_target,
-            "peak_bytes": peak_memory_bytes(),
+            "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory_bytes(),
         }
         print("STEP " + json.dumps(report), flush=True)
 

@@ -32,6 +32,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--by-length", action="store_true")
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--liger", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
 
 
@@ -62,12 +64,16 @@ class Pace(TrainerCallback):  # type: ignore[misc]
         self.wall, self.processor = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated()
         report = {
             "seconds": time.perf_counter() - self.wall,
             "processor_seconds": time.process_time() - self.processor,
             "loss": self.loss,
             "examples": self.examples,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": peak,
         }
         print("STEP " + json.dumps(report), flush=True)
 
@@ -92,11 +98,13 @@ def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
         "report_to": [],
-        "use_cpu": True,
+        "use_cpu": given.device == "cpu",
         "disable_tqdm": True,
         "seed": 0,
         "weight_decay": 0.0,
     }
+    if given.liger:
+        settings["use_liger_kernel"] = True
     if given.autocast == "off":
         settings["bf16"] = False
     if given.checkpointing == "off":
