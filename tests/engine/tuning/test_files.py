@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from sarto.engine import lora
 from sarto.engine.families.load import load_base
-from sarto.engine.tuning.checkpoint import Cursor, load_resume_point, save_resume_point
+from sarto.engine.lora import AdapterShape, LoraAdapter
+from sarto.engine.tuning import checkpoint
+from sarto.engine.tuning.checkpoint import Cursor, export, load_resume_point, save_resume_point
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.memory import LADDER, LOW_MEMORY, StepShape, choose_memory, free_memory_bytes, step_bytes
 from sarto.engine.tuning.supervised import MemoryPlan
@@ -42,11 +46,15 @@ def test_tensorboard_reads_the_events_under_the_documented_names(tmp_path: Path)
     assert {"/eval_total_loss", "/eval_num_predictions"} <= set(events.Tags()["scalars"])
 
 
-def test_a_resume_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    cursor = Cursor(
-        fingerprint="f", completed=7, memory=MemoryPlan(512), history_file="h", history_bytes=3, checkpoints=[],
-        evaluations=[],
+def make_cursor(completed: int) -> Cursor:
+    return Cursor(
+        fingerprint="f", completed=completed, memory=MemoryPlan(512), history_file="h", history_bytes=3,
+        checkpoints=[], evaluations=[],
     )  # fmt: skip
+
+
+def test_a_resume_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    cursor = make_cursor(completed=7)
     state = {"values": torch.arange(4.0), "mean": torch.ones(4), "square": torch.zeros(4)}
     assert load_resume_point(tmp_path) is None
     save_resume_point(tmp_path, cursor, state)
@@ -58,6 +66,34 @@ def test_a_resume_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(Internal, match="cannot be read"):
         load_resume_point(tmp_path)
+
+
+def torn(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """As a disk does that says it has written."""
+    save_file(state, path, metadata=metadata)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_torn_resume_point_does_not_take_the_place_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"values": torch.arange(9.0)}
+    save_resume_point(tmp_path, make_cursor(completed=4), state)
+    monkeypatch.setattr(checkpoint, "save_file", torn)
+    with pytest.raises(Internal, match="its bytes have changed"):
+        save_resume_point(tmp_path, make_cursor(completed=5), state)
+    point = load_resume_point(tmp_path)
+    assert point is not None and point.cursor.completed == 4
+
+
+def test_a_torn_checkpoint_is_not_exported(tiny: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = LoraAdapter(load_base(tiny, torch.float32), AdapterShape(4, 8.0))
+    monkeypatch.setattr(lora, "save_file", torn)
+    with pytest.raises(Internal, match="was not read back as it was written"):
+        export(adapter, tmp_path / "7", "tiny")
+    assert not (tmp_path / "7").exists()
 
 
 def test_the_ladder_takes_the_first_rung_that_fits_and_says_what_would(tiny: BaseWeights) -> None:

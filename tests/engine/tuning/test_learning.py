@@ -111,6 +111,25 @@ def test_numbers_that_are_not_finite_stop_the_run_with_step_and_lines(tiny: Base
         run(session, spec)
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_changes(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "run")
+    session = Session(spec, make_parameters(alpha=1.2e39), make_rows(8), None)  # B begins at zero: the loss is finite
+    before = session.adapter.values.clone()
+    with pytest.raises(FailedPrecondition, match=r"step 1: the gradient is not a finite number.*lines \d"):
+        run(session, spec)
+    assert torch.equal(session.adapter.values, before)
+
+
+def test_trying_out_the_longest_step_first_changes_no_number(tiny: BaseWeights, tmp_path: Path) -> None:
+    found = []
+    for tight in (False, True):
+        spec = make_spec(tiny, tmp_path / str(tight))
+        session = Session(spec, make_parameters(epoch_count=1), make_rows(8), None)
+        session._tight = tight
+        found.append(losses(run(session, spec)[1]))
+    assert found[0] == found[1]
+
+
 def test_a_damaged_adapter_is_never_read(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(epoch_count=1), make_rows(8), None)

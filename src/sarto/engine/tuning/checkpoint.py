@@ -51,10 +51,12 @@ class ResumePoint:
 
 
 def save_resume_point(folder: Path, cursor: Cursor, state: dict[str, Tensor]) -> None:
+    """Raises Internal, and leaves the point there was, for one that is not read back as it was written."""
     partial = folder / f".{RESUME_FILE}.{os.getpid()}"
     words = cursor.model_dump_json()
     save_file(state, partial, metadata={"cursor": words, "digest": _digest(words, state)})
     _flush(partial)
+    _read(partial)
     with around("rename"):
         partial.replace(folder / RESUME_FILE)
 
@@ -62,8 +64,10 @@ def save_resume_point(folder: Path, cursor: Cursor, state: dict[str, Tensor]) ->
 def load_resume_point(folder: Path) -> ResumePoint | None:
     """None where there is none. Raises Internal for a file that cannot be read."""
     path = folder / RESUME_FILE
-    if not path.exists():
-        return None
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> ResumePoint:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata()
