@@ -81,6 +81,12 @@ def events(http: httpx.Client, name: str) -> list[str]:
     return [event["message"] for event in http.get(f"/v1beta1/{name}/events").json()["events"]]
 
 
+def resident_adapters(http: httpx.Client) -> float:
+    """Adapters that the generation worker has in memory."""
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("sarto_adapters_resident{"))
+
+
 def open_files(*folders: Path) -> list[str]:
     """Files that show the canary, in any of the encodings that text takes here."""
     needles = [CANARY.encode(), CANARY.encode("utf-16-le"), CANARY.encode("utf-32-le")]
@@ -127,12 +133,13 @@ def test_a_keyed_job_leaves_nothing_open_and_a_destroyed_key_ends_it_all(service
         report = http.get(f"/v1/{job['name']}/dataReport")
         assert report.status_code == 200, report.text
         assert CANARY in http.get("/storage/v1/b/sealed-data/o/train.jsonl", params={"alt": "media"}).text
-        assert open_files(service.home) == []
+        assert open_files(service.home) == [] and resident_adapters(http) == 1
         set_state(http, "DISABLED")
         wait_for(lambda: ask(http, endpoint).status_code == 400)
         refused = ask(http, endpoint).json()["error"]
         assert refused["status"] == "FAILED_PRECONDITION" and "DISABLED" in refused["message"]
         wait_for(lambda: list(private.glob("*/opened/*")) == [])
+        wait_for(lambda: resident_adapters(http) == 0)
         set_state(http, "ENABLED")
         again = ask(http, endpoint)
         assert again.json()["candidates"] == answer.json()["candidates"]
@@ -249,13 +256,10 @@ def test_exports_and_predictions_of_a_keyed_model_are_sealed_and_so_are_answers_
 def test_a_key_in_a_vault_seals_a_job_and_pauses_it_when_the_vault_refuses(tmp_path: Path) -> None:
     with Vault() as vault:
         home = tmp_path / "home"
-        home.mkdir()
+        service = Service(home)
         (home / "config.toml").write_text(
             f'vault_token = "root"\n[external_keys]\n"{KEY}" = "hcvault+http://{vault.address}/transit/keys/sarto"\n'
         )
-        service = Service(home)
-        service.start(SARTO_LEASE_SECONDS="2", SARTO_RESUME_SECONDS="0.2", SARTO_PROJECT="demo")
-        service.stop()  # the first start makes the project whose number the key's name gets
         service.start(SARTO_LEASE_SECONDS="2", SARTO_RESUME_SECONDS="0.2")
         try:
             with service.http() as http:

@@ -36,6 +36,7 @@ class OpenedFolders:
     def __init__(self, keys: KeyService, private: PrivateFolder) -> None:
         self._keys, self._private = keys, private
         self._opened: dict[Path, _Opened] = {}
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def open(self, folder: Path) -> Path:
@@ -50,8 +51,7 @@ class OpenedFolders:
             return found.plain
 
     def tend(self) -> list[str]:
-        """Close what may not stay open; gives the names of the folders whose key refused."""
-        refused = []
+        """Close what may not stay open; gives the names of the folders whose key refused since the last time."""
         with self._lock:
             now = time.monotonic()
             for folder, found in list(self._opened.items()):
@@ -59,10 +59,10 @@ class OpenedFolders:
                     if now - found.checked_at >= found.check_seconds:
                         self._check(folder, found, now)
                 except (FailedPrecondition, NotFound):
-                    refused.append(folder.name)
-                else:
-                    if now - found.asked_at >= IDLE_SECONDS:
-                        self._close(folder)
+                    continue  # it is closed
+                if now - found.asked_at >= IDLE_SECONDS:
+                    self._close(folder)
+            refused, self._refused = sorted(self._refused), set()
         return refused
 
     def _open(self, folder: Path, now: float) -> _Opened:
@@ -86,12 +86,16 @@ class OpenedFolders:
             source = next(folder.iterdir())
             encryption.check(self._keys, source, path_in(folder, source.name))
         except (FileNotFoundError, StopIteration):
-            self._close(folder)
+            self._refuse(folder)
             raise NotFound(f"The files of {folder.name} were deleted.") from None
         except BaseException:
-            self._close(folder)
+            self._refuse(folder)
             raise
         found.checked_at = now
+
+    def _refuse(self, folder: Path) -> None:
+        self._refused.add(folder.name)
+        self._close(folder)
 
     def _close(self, folder: Path) -> None:
         shutil.rmtree(self._opened.pop(folder).plain, ignore_errors=True)
