@@ -364,6 +364,7 @@ def _limits(settings: Settings) -> Limits:
         max_training_examples=settings.max_training_examples,
         max_validation_examples=settings.max_validation_examples,
         tuning_in_global=settings.tuning_in_global,
+        max_upload_bytes=settings.max_upload_bytes,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
         reserve_bytes=settings.reserve_bytes,

@@ -139,6 +139,8 @@ class Settings(BaseModel):
     """Let jobs of Gemini and translation models be made in the location `global`; open models always can be."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest JSON request body, in bytes; uploads of objects are not bound by it."""
+    max_upload_bytes: int = 5 << 40
+    """Largest object that may be uploaded, in bytes; 5 TiB as in Cloud Storage."""
     requests_per_second: float = 0.0
     """Requests that one caller may make in a second, on one server; 0 is without limit."""
     lease_seconds: float = 10.0

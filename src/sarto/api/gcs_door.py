@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,15 @@ from starlette.types import ASGIApp
 from sarto.api.http import Reply, failure, in_thread, principal, query, services
 from sarto.api.routing import Handler
 from sarto.control import iam
-from sarto.errors import InvalidArgument, NotFound, PermissionDenied, SartoError, Unimplemented
+from sarto.errors import (
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    PermissionDenied,
+    ResourceExhausted,
+    SartoError,
+    Unimplemented,
+)
 from sarto.schema.wire import format_time
 from sarto.storage.buckets import Bucket, Buckets, Conditions, ObjectFields, StoredObject
 from sarto.storage.content import BLOCK, Checksums
@@ -232,6 +241,22 @@ async def blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             held, size = [], 0
     if held:
         yield b"".join(held)
+
+
+async def uploaded(call: Call, already: int = 0) -> AsyncIterator[bytes]:
+    """The body in blocks, while it is within the bound and the disk keeps its reserve; `already` bytes came before it.
+    Raises PayloadTooLarge, ResourceExhausted."""
+    control = services(call.request).control
+    most, received = control.limits.max_upload_bytes, already
+    async for block in blocks(call.request.stream()):
+        received += len(block)
+        if received > most:
+            raise PayloadTooLarge(f"The upload is too large: the limit is {most} bytes.")
+        if shutil.disk_usage(control.buckets.content.uploads).free < control.limits.reserve_bytes + len(block):
+            raise ResourceExhausted(
+                "the disk that holds the buckets is full but for its reserve; free space and upload again"
+            )
+        yield block
 
 
 # Writing

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from sarto.api.gcs_door import Call, blocks, checksums, conditions, object_json, read_fields
+from sarto.api.gcs_door import Call, checksums, conditions, object_json, read_fields, uploaded
 from sarto.api.gcs_related import Related
 from sarto.api.http import Reply, read_json, reply
 from sarto.errors import InvalidArgument, NotFound, OutOfRange
@@ -41,7 +41,7 @@ async def _media(call: Call) -> StoredObject:
     )
     name = _name(call, {})
     with await call.run(call.buckets.spool, call.bucket.name) as spool:
-        async for block in blocks(request.stream()):
+        async for block in uploaded(call):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)
         checksums({}, request.headers).check(content)
@@ -52,7 +52,7 @@ async def _media(call: Call) -> StoredObject:
 async def _multipart(call: Call) -> StoredObject:
     related = Related(call.request.headers.get("content-type", ""))
     with await call.run(call.buckets.spool, call.bucket.name) as spool:
-        async for block in blocks(call.request.stream()):
+        async for block in uploaded(call):
             data = related.feed(block)
             if data:
                 await call.run(spool.write, data)
@@ -123,7 +123,7 @@ async def _append(
 
 async def _write(call: Call, appender: Appender, known: int, end: int | None) -> None:
     """The body behind its first `known` bytes, which are here already. Raises OutOfRange if it is too long."""
-    async for block in blocks(call.request.stream()):
+    async for block in uploaded(call, appender.size - known):
         skipped = min(known, len(block))
         known -= skipped
         fresh = block[skipped:]

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from starlette.types import ASGIApp
 
-from sarto.api.gcs_door import Call, blocks, checksums, conditions, moment, number, opened, xml
+from sarto.api.gcs_door import Call, checksums, conditions, moment, number, opened, uploaded, xml
 from sarto.api.gcs_download import download, etag, object_headers
 from sarto.api.http import Reply, read_body
 from sarto.errors import ConditionNotMet, InvalidArgument, NotFound, Unimplemented
@@ -95,7 +95,7 @@ async def put(call: Call) -> ASGIApp:
     if "x-goog-copy-source" in call.request.headers:
         return await _copy(call)
     with await call.run(call.buckets.spool, call.bucket.name) as spool:
-        async for block in blocks(call.request.stream()):
+        async for block in uploaded(call):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)
         checksums({}, call.request.headers).check(content)
@@ -157,7 +157,7 @@ async def _put_part(call: Call) -> ASGIApp:
     if part is None:
         raise InvalidArgument('"partNumber" is missing')
     with await call.run(uploads.part_spool, upload) as spool:
-        async for block in blocks(call.request.stream()):
+        async for block in uploaded(call):
             await call.run(spool.write, block)
         content = await call.run(spool.finish)
         checksums({}, call.request.headers).check(content)

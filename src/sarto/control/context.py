@@ -43,6 +43,7 @@ class Limits:
     max_training_examples: int = 10_000_000
     max_validation_examples: int = 5_000
     tuning_in_global: bool = False
+    max_upload_bytes: int = 5 << 40
     lease_seconds: float = 10.0
     max_attempts: int = 3
     """Runs that may be lost to machinery before the job fails."""
