@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from google import genai
 from google.auth.transport.requests import Request
+from google.genai import types
 from google.oauth2 import service_account
 
 from tests.vllm_server import KEY, held, vllm_server
@@ -33,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, s
     service = Service(tmp_path_factory.mktemp("vllm") / "home")
     with vllm_server() as (address, _):
         (service.home / "config.toml").write_text(CONFIG.format(address=address))
-        service.start(VLLM_KEY=KEY)
+        service.start(VLLM_KEY=KEY, SARTO_AUDIT_DATA_ACCESS="true")
         yield service, address
         assert service.stop() == 0
 
@@ -93,6 +96,33 @@ def test_nobody_can_name_an_adapter_of_another_project(place: tuple[Service, str
         assert stranger.post("/openai/v1/chat/completions", json=chat).status_code == 404
         chat["model"] = endpoint
         assert stranger.post("/openai/v1/chat/completions", json=chat).status_code == 403
+
+
+def test_the_audit_log_has_generate_calls_of_the_official_clients_and_not_their_words(
+    place: tuple[Service, str], tuned: dict[str, Any]
+) -> None:
+    service, _ = place
+    endpoint, words = tuned["tunedModel"]["endpoint"], "a sentence for nobody else"
+    options = types.HttpOptions(base_url=service.address)
+    with genai.Client(
+        vertexai=True, project="demo", location="us-central1", credentials=service.credentials(), http_options=options
+    ) as client:
+        assert client.models.generate_content(model=endpoint, contents=words).text
+        assert list(client.models.generate_content_stream(model=endpoint, contents=words))
+    with openai.OpenAI(base_url=f"{service.address}/openai/v1", api_key=service.token()) as other:
+        assert other.chat.completions.create(model=endpoint, messages=[{"role": "user", "content": words}]).choices
+    with service.http() as http:
+
+        def logged() -> Any:
+            answer = http.post("/v2/entries:list", json={"resourceNames": ["projects/demo"], "pageSize": 1000})
+            rows = [row["protoPayload"] for row in answer.json().get("entries", [])]
+            calls = [row for row in rows if row["methodName"].endswith("PredictionService.GenerateContent")]
+            return (calls, answer.text) if len([row for row in calls if row["resourceName"] == endpoint]) >= 3 else None
+
+        calls, text = wait_for(logged)
+    who = service.credentials().service_account_email
+    assert all(row["authenticationInfo"]["principalEmail"] == who for row in calls if not row.get("status"))
+    assert words not in text
 
 
 def test_both_may_restart_and_a_deleted_model_leaves_vllm(place: tuple[Service, str], tuned: dict[str, Any]) -> None:
