@@ -65,6 +65,18 @@ class World:
         return open_control(self.home, self.url, LIMITS)
 
 
+def add_webhook(control: Control) -> None:
+    """One that nobody answers, so that what is to be told can be counted."""
+    project = member(control).project
+    with control.database.transaction() as connection:
+        connection.execute(
+            webhook.insert().values(
+                project=project, id="1", location=PARENT.location, uri="http://127.0.0.1:9/",
+                secret="whsec_", resource="{}", create_time=1.0,
+            )
+        )  # fmt: skip
+
+
 class Template:
     """Worlds that begin alike; `server` is a PostgreSQL URL, or empty for SQLite."""
 
@@ -73,14 +85,7 @@ class Template:
         self.name = f"t{uuid4().hex}"
         url = self._create(self.name, "template1") if server else ""
         control = make_control(folder / "template", url, LIMITS)
-        project = member(control).project
-        with control.database.transaction() as connection:
-            connection.execute(
-                webhook.insert().values(
-                    project=project, id="1", location=PARENT.location, uri="http://127.0.0.1:9/",
-                    secret="whsec_", resource="{}", create_time=1.0,
-                )
-            )  # fmt: skip
+        add_webhook(control)
         control.database.close()
 
     def world(self) -> World:
