@@ -17,6 +17,7 @@ from sarto.control.supervisor import Supervisor
 from sarto.control.tuning_jobs import FAILED, advance
 from sarto.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from sarto.names import ResourceName
+from sarto.schema.base_shape import BaseShape
 from sarto.schema.runs import RunSpec
 from tests.control.homes import ROOT, add_project, create, make_control, member, read, state, wait_for_end, wait_until
 
@@ -106,6 +107,19 @@ def test_the_low_memory_label_asks_for_less(shaped: Control) -> None:
     create(shaped, labels={"sarto-low-memory": "true"}), create(shaped, labels={"sarto-low-memory": "true"})
     limits = replace(WIDE, run_memory_bytes=4 * GIGA)
     assert claim(shaped, limits) is not None and claim(shaped, limits) is not None
+
+
+def test_a_quantised_base_asks_for_less(shaped: Control) -> None:
+    folder = Path(shaped.base("smollm2-135m-instruct").folder)
+    plain, packed = BaseShape.load(folder), BaseShape.load(folder, "nf4")
+    layers = plain.parameters - plain.embeddings
+    assert plain.least_bytes - packed.least_bytes == 2 * layers - int(0.5625 * layers)
+    assert (
+        plain.peak_bytes() - packed.peak_bytes() == 4 * plain.parameters - int(0.5625 * layers) - 2 * plain.embeddings
+    )
+    create(shaped, labels={"sarto-quantisation": "nf4"})
+    limits = replace(WIDE, run_memory_bytes=plain.least_bytes - 1)
+    assert claim(shaped, limits) is not None
 
 
 def test_threads_and_gpus_bound_the_runs_of_a_server(control: Control) -> None:

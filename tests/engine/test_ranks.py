@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sarto.control.executors import LocalExecutor, clean_environment
 from sarto.engine.data.batches import Tokenized, plan, shares
 from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.schema.runs import BaseWeights, RunResult, RunSpec
+from sarto.schema.runs import BaseWeights, EvaluationPlan, RunResult, RunSpec
 from tests.engine.test_run import POLL_SECONDS, finish, kill_after, make_spec, progress, start, steps
 from tests.tiny import make_tiny_base
 
@@ -162,9 +162,12 @@ def test_more_ranks_than_one_share_the_examples_of_small_steps_too(tiny: BaseWei
 
 
 def test_a_base_in_parts_on_two_devices_learns_what_a_whole_one_learns(tiny: BaseWeights, tmp_path: Path) -> None:
-    whole, parts = make_spec(tiny, tmp_path / "whole"), make_spec(tiny, tmp_path / "parts", ranks=2, shard=True)
+    whole = make_spec(tiny, tmp_path / "whole")
+    parts = make_spec(tiny, tmp_path / "parts", ranks=2, shard=True, evaluation=EvaluationPlan())
     expected, result = finish(whole), finish(parts)
-    assert result.error is None and result.parameters is not None and expected.parameters is not None
+    assert (
+        result.error is None and result.has_report and result.parameters is not None and expected.parameters is not None
+    )
     assert "a part of each matrix on each of 2 devices" in result.parameters.details["base_placement"]
     assert "the whole base" in expected.parameters.details["base_placement"]
     np.testing.assert_allclose(steps(parts), steps(whole), rtol=2e-5)

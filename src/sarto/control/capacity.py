@@ -112,8 +112,9 @@ def _share(limits: Limits, plan: Plan) -> int:
 def _needs(control: Control, plan: Plan, low_memory: bool) -> tuple[int, int]:
     """Bytes a run takes, and with which it can still do; 0 where the base does not say its shape."""
     try:
-        folder = Path(control.base(plan.weights).folder)
-        shape = BaseShape.load(folder)
+        base = control.base(plan.weights)
+        folder = Path(base.folder)
+        shape = BaseShape.load(folder, base.quantisation)
     except (FailedPrecondition, OSError, ValueError, KeyError, TypeError):
         return 0, 0  # a base of the user's own is made when its first run begins
     trained = STATES_PER_WEIGHT * disk.adapter_bytes(folder, plan.rank)

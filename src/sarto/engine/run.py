@@ -121,7 +121,7 @@ def run(spec: RunSpec, loaded: Loaded | None = None) -> RunResult:
         if spec.validation_dataset is not None:
             most = spec.max_validation_examples
             validation = _prepare(spec, spec.validation_dataset, tokenizer, most, "validation")
-        shape = BaseShape.load(spec.base.folder)
+        shape = BaseShape.load(spec.base.folder, spec.base.quantisation)
         parameters = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
         stats = training.stats(parameters.total_steps)
         journal.say("data", data=stats)
@@ -172,6 +172,8 @@ def _prepare(spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_e
 def _assessing(spec: RunSpec, session: Session, journal: Journal) -> Assessing | None:
     if spec.evaluation is None or spec.validation_dataset is None:
         return None
+    if session.decoder.is_sharded:  # no one device holds the base that answers
+        spec = spec.model_copy(update={"device": "cpu"})
     return Assessing(spec, session.base_losses, lambda words: journal.say("note", message=words))
 
 
