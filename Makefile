@@ -29,7 +29,8 @@ setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
 
 test: setup base $(GENAI3)/installed $(NODE)/node_modules/installed  ## every test: what CI runs
 	$(PYTEST) $(FAST) tests
-	$(PYTEST) -m "not gpu" $(SLOW_FOLDERS)
+	$(PYTEST) -m "not gpu" tests/conformance
+	$(PYTEST) -m "not gpu" -n $(WORKERS) tests/crash
 	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu" tests
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_twins.py --rounds 4 --check
 

@@ -151,3 +151,21 @@ def test_https_with_a_generated_certificate_needs_its_authority_and_works_for_th
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_data_folder_without_a_database_to_share_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"data_folder = '{tmp_path}/shared'\n")
+    assert "set database_url too" in refused(tmp_path, "--port", "0")
+
+
+def test_more_threads_for_one_run_than_for_all_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("threads = 4\nrun_threads = 2\n")
+    assert "threads = 4 for one run is more than run_threads = 2 for all" in refused(tmp_path, "--port", "0")
+
+
+def test_a_backup_of_what_is_not_in_the_home_is_refused_with_the_way_to_take_one(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("database_url = 'postgresql+psycopg://nobody@127.0.0.1:9/sarto'\n")
+    command = [sys.executable, "-c", MAIN, "backup", str(tmp_path / "saved"), "--home", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "pg_dump" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "saved").exists()
