@@ -24,8 +24,8 @@ def backup(
     if settings.database_url:
         raise FailedPrecondition(
             "The database is not in the home (database_url is set). Save it with its own tool first, such as"
-            " `pg_dump --format=custom`, then copy the data folder (data_folder, else the home): all that the dump refers"
-            " to is in it by then."
+            " `pg_dump --format=custom`, then copy the data folder (data_folder, else the home): all that the dump"
+            " refers to is in it by then."
         )
     saved = backup_.save(settings.home, target.expanduser().absolute())
     files = saved["files"]
