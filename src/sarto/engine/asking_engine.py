@@ -26,12 +26,17 @@ def asking(engine: Engine, base: BaseWeights, key: AdapterKey | None = None) -> 
         def deliver(outcome: Outcome) -> None:
             loop.call_soon_threadsafe(outcomes.put_nowait, outcome)
 
-        await asyncio.to_thread(engine.submit, next(_numbers), base, key, request, deliver)
+        number = next(_numbers)
+        await asyncio.to_thread(engine.submit, number, base, key, request, deliver)
         whole = GenerateContentResponse()
-        while (outcome := await outcomes.get()) is not None:
-            if isinstance(outcome, SartoError):
-                raise outcome
-            _add(whole, GenerateContentResponse.read(outcome))
+        try:
+            while (outcome := await outcomes.get()) is not None:
+                if isinstance(outcome, SartoError):
+                    raise outcome
+                _add(whole, GenerateContentResponse.read(outcome))
+        except asyncio.CancelledError:
+            engine.cancel(number)
+            raise
         return whole
 
     return generate

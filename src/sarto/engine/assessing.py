@@ -21,6 +21,7 @@ from sarto.engine.evaluation.asking import Generate
 from sarto.engine.evaluation.job import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
 from sarto.engine.evaluation.report import TITLES, Report
 from sarto.engine.evaluation.rows import EvaluationRow, read_rows
+from sarto.engine.families.decoder import Decoder
 from sarto.engine.outside import Outside
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
@@ -41,12 +42,17 @@ class Assessing:
     """`after` takes every checkpoint; `finish` gives the report. `say` hears, in words, of what is going on."""
 
     def __init__(
-        self, spec: RunSpec, base_losses: Callable[[], tuple[float, float] | None], say: Callable[[str], None]
+        self,
+        spec: RunSpec,
+        base_losses: Callable[[], tuple[float, float] | None],
+        decoder: Decoder,
+        say: Callable[[str], None],
     ) -> None:
+        """`decoder`: the base as training has it; it answers while training waits, so that weights are there once."""
         assert spec.evaluation is not None
         self.spec, self.plan, self.say = spec, spec.evaluation, say
         self.folder = Path(spec.resume_folder or spec.run_folder) / EVALUATION_FOLDER
-        self._base_losses = base_losses
+        self._base_losses, self._decoder = base_losses, decoder
         self._notes: list[str] = []
         self._job: JobEvaluation | None = None
         self._engine: Engine | None = None
@@ -61,7 +67,11 @@ class Assessing:
             self.say(f"Evaluation of checkpoint {record.checkpoint_id} on {len(job.rows)} rows began.")
             assert self._engine is not None
             judged = replace(job, judges=self._judges(self._engine))
-            run = asyncio.run(evaluate_checkpoint(judged, checkpoint, asking(self._engine, self.spec.base, key)))
+            self._engine.lend(self.spec.base, self._decoder)
+            try:
+                run = asyncio.run(evaluate_checkpoint(judged, checkpoint, asking(self._engine, self.spec.base, key)))
+            finally:
+                self._engine.give_back(self.spec.base)
             report = asyncio.run(report_job(job, [checkpoint]))
         except Exception as error:  # whatever it is, it is the evaluation's, and the tuning goes on
             fault = _told(error)

@@ -174,7 +174,7 @@ def _assessing(spec: RunSpec, session: Session, journal: Journal) -> Assessing |
         return None
     if session.decoder.is_sharded:  # no one device holds the base that answers
         spec = spec.model_copy(update={"device": "cpu"})
-    return Assessing(spec, session.base_losses, lambda words: journal.say("note", message=words))
+    return Assessing(spec, session.base_losses, session.decoder, lambda words: journal.say("note", message=words))
 
 
 def _assess(assessing: Assessing, journal: Journal, record: CheckpointRecord) -> None:
@@ -208,6 +208,7 @@ def _certifier(spec: RunSpec, session: Session, held_out: Prepared) -> Callable[
             dtype=session.dtype,
             device=session.serving_device,
             int8=spec.serve_int8,
+            lent=session.decoder,
         )
 
     return certify_adapter

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sarto.engine.data.render import render, render_prompt, replies
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.families.decoder import Decoder
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.products import Choice
 from sarto.engine.serving.runner import PromptChunk, Row, Runner
@@ -57,10 +58,15 @@ def certify(
     dtype: torch.dtype,
     device: torch.device,
     int8: bool = False,
+    lent: Decoder | None = None,
 ) -> ParityCertificate:
-    """Compare serving with training on the last reply of each row; raises as `reply_logits` does."""
+    """Compare serving with training on the last reply of each row; raises as `reply_logits` does. `lent`: the trainer's
+    own decoder, which serves first and computes for the trainer then: weights are in memory once, but for int8."""
     measured = Divergence()
-    for tokens, served in reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device, int8=int8):
+    if int8:
+        lent = None
+    served_logits = reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device, int8=int8, lent=lent)
+    for tokens, served in list(served_logits) if lent is not None else served_logits:
         with torch.inference_mode():
             given = torch.tensor(tokens, device=device)
             trained = trainer(given)
@@ -78,21 +84,28 @@ def reply_logits(
     dtype: torch.dtype,
     device: torch.device,
     int8: bool = False,
+    lent: Decoder | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """For the last reply of each row: tokens of prompt and reply, and what serving makes of the reply's (N, V).
+    """For the last reply of each row: tokens of prompt and reply, and what serving makes of the reply's (N, V). A
+    `lent` decoder is as it was at the end.
 
     Raises FailedPrecondition, naming the row, where training and serving render a prompt to different tokens."""
     tokenizer = ChatTokenizer.load(base.folder)
     found = [_last_reply(example, tokenizer) for example in held_out]
     with torch.inference_mode():
-        runner = Runner(base, dtype, device, adapter_limit=1, prefix_bytes=0, int8=int8)
+        runner = Runner(base, dtype, device, adapter_limit=1, prefix_bytes=0, int8=int8, lent=lent)
+    try:
         choice = None
         if adapter_folder is not None:
-            choice = runner.adapters.acquire(AdapterKey(str(adapter_folder), str(adapter_folder)), None)
-    for reply in found:
-        with torch.inference_mode():
-            logits = _served_logits(runner, choice, reply)
-        yield reply.tokens[: reply.start + len(logits)], logits
+            with torch.inference_mode():
+                choice = runner.adapters.acquire(AdapterKey(str(adapter_folder), str(adapter_folder)), None)
+        for reply in found:
+            with torch.inference_mode():
+                logits = _served_logits(runner, choice, reply)
+            yield reply.tokens[: reply.start + len(logits)], logits
+    finally:
+        if lent is not None:
+            runner.give_back()
 
 
 class Divergence:

@@ -19,6 +19,7 @@ from uuid import uuid4
 import torch
 
 from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.families.decoder import Decoder
 from sarto.engine.ops.choose import native_dtype
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.constraints import GrammarTokens
@@ -60,6 +61,7 @@ class _Base:
         device: torch.device,
         dtype: torch.dtype,
         options: EngineOptions,
+        lent: Decoder | None = None,
     ) -> None:
         folder = Path(base.folder)
         free = available_bytes()
@@ -74,6 +76,7 @@ class _Base:
             adapter_bytes=free // 8,
             prefix_bytes=cache_bytes // 8,
             int8=options.dtype == "int8",
+            lent=lent,
         )
         self.context = self.runner.config.context
         self.grammars = GrammarTokens(folder, self.runner.config.vocabulary, self.tokenizer.end_of_turn_ids)
@@ -91,6 +94,7 @@ class Engine:
         self.dtype = native_dtype(self.device) if options.dtype == "auto" else DTYPES[options.dtype]
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         self._bases: OrderedDict[str, _Base] = OrderedDict()
+        self._lent: dict[str, _Base] = {}
         self._loading = threading.Lock()
         self._tokenizers: dict[str, ChatTokenizer] = {}
         self._reading = threading.Lock()
@@ -132,6 +136,32 @@ class Engine:
 
         self._do(forget)
 
+    def lend(self, base: BaseWeights, decoder: Decoder) -> None:
+        """Answer for a base with a decoder that is in memory already, and that nobody else uses until `give_back`. One
+        of another precision or device is not taken: the base is loaded as any other."""
+        if (decoder.dtype, decoder.device) == (self.dtype, self.device) and self.options.dtype != "int8":
+            with self._loading:
+                lent = _Base(base, self.tokenizer(base), self.device, self.dtype, self.options, decoder)
+                self._lent[base.digest] = self._bases[base.digest] = lent
+
+    def give_back(self, base: BaseWeights) -> None:
+        """Return what was lent, its requests ended. Safe to call for what was not."""
+        lent = self._lent.pop(base.digest, None)
+        if lent is None:
+            return
+        ended = threading.Event()
+
+        def end() -> None:
+            if self._bases.get(base.digest) is lent:
+                del self._bases[base.digest]
+            lent.scheduler.fail_all(Unavailable("The base is not served here any more."))
+            ended.set()
+
+        self._do(end)
+        while not ended.wait(1.0) and self._thread.is_alive():
+            pass
+        lent.runner.give_back()
+
     def base(self, base: BaseWeights) -> _Base:
         """The base in memory, loaded on first use; the least used idle one makes room."""
         with self._loading:
@@ -140,7 +170,8 @@ class Engine:
                 began = time.perf_counter()
                 found = _Base(base, self.tokenizer(base), self.device, self.dtype, self.options)
                 logger.info("base loaded", extra={"base": base.name, "seconds": time.perf_counter() - began})
-                idle = [digest for digest, other in self._bases.items() if not other.scheduler.has_work]
+                idle = [digest for digest, other in self._bases.items()
+                        if not other.scheduler.has_work and digest not in self._lent]  # fmt: skip
                 if len(self._bases) >= self.options.max_bases and idle:
                     del self._bases[idle[0]]
                 self._bases[base.digest] = found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,16 @@ from torch import Tensor
 from sarto.engine.families.decoder import GROUPS, Adapters, Decoder, DecoderConfig, Group, Projection
 from sarto.engine.ops.compiled import find_library
 from sarto.engine.serving.cache import Lane
-from sarto.engine.serving.products import AdapterPool, Choice, Layout, Products, ServingProducts, group_shapes
+from sarto.engine.serving.products import (
+    AdapterPool,
+    Choice,
+    Layout,
+    Products,
+    ServingProducts,
+    group_shapes,
+    return_weights,
+    take_weights,
+)
 from sarto.errors import FailedPrecondition
 
 PANEL = 32
@@ -136,6 +145,11 @@ class PanelMatrix:
         in_order = padded.view(-1, PANEL, scales.shape[1]).transpose(1, 2).contiguous()
         return cls(outputs, inputs, in_panels(codes, PANEL), in_order, wide_bias)
 
+    def plain(self) -> Tensor:
+        """The matrix as it was; int8 has lost it."""
+        assert self.scales is None
+        return self.weights.permute(0, 2, 1, 3).reshape(-1, self.inputs)[: self.outputs].clone()
+
     def multiply(self, compiled: CompiledPanels, x: Tensor, adapters: ctypes.Array[_AdaptersOfCall], y: Tensor) -> None:
         """x (n, inputs) to y (n, outputs), bfloat16 or float32."""
         assert x.dtype == torch.bfloat16 and x.stride(1) == 1 and y.is_contiguous()
@@ -160,13 +174,10 @@ class PanelProducts:
         self._head = PanelMatrix.of(decoder.head, None, int8=int8)
         self.layers: list[dict[Group, PanelMatrix]] = []
         self._plan = lru_cache(maxsize=8)(_Rows)
-        for index in range(decoder.config.layers):
-            row: dict[Group, PanelMatrix] = {}
-            for group in GROUPS:
-                projection = decoder.layer(index).projection(group)
-                row[group] = PanelMatrix.of(projection.weight, projection.bias, int8=int8)
-                projection.weight = projection.weight.new_empty(0, projection.inputs)
-            self.layers.append(row)
+        take_weights(decoder, self.layers, partial(PanelMatrix.of, int8=int8))
+
+    def give_back(self, decoder: Decoder) -> None:
+        return_weights(decoder, self.layers)
 
     def depth(self, group: Group, rank: int) -> int:
         """Factors that an output reads: those of its projection, or of all where a panel holds several projections."""

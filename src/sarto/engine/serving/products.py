@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,22 @@ LEAST_ROWS = 4
 """In float32 a product of fewer rows adds up in another order; padding to this many keeps results independent of
 what else is in the batch. In bfloat16 any number of rows gives the same bits."""
 
-Product = Callable[[Tensor, Tensor | None], Tensor]
-"""x (n, inputs) and terms to add (n, outputs) or None, to (n, outputs). Terms are added before the sum is rounded, as
-training does: added to a rounded product, they make an adapter's answers many times less exact."""
+
+class Returnable(Protocol):
+    """A matrix in a form of serving's, which can be had back as it was."""
+
+    def plain(self) -> Tensor: ...
+
+
+Matrix = TypeVar("Matrix", bound=Returnable)
 
 
 class ServingProducts(Protocol):
     """x → x W^T + bias + terms for every matrix of a decoder, whose plain weights it takes away once it has its own."""
+
+    def give_back(self, decoder: Decoder) -> None:
+        """Return the plain weights, bit by bit the same, to the decoder they were taken from; this ends with it."""
+        ...
 
     def layouts(self, rank: int) -> dict[Group, Layout]:
         """How adapters of a rank class lie in a pool."""
@@ -61,22 +70,17 @@ class Products:
 
     def __init__(self, decoder: Decoder) -> None:
         is_packed = decoder.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        make = _packed if is_packed else _plain
+        make: type[_Packed | _Plain] = _Packed if is_packed else _Plain
         self.shapes = group_shapes(decoder)
         self.parts = {g: torch.tensor(shape.parts, device=decoder.device) for g, shape in self.shapes.items()}
         self.last_layer = decoder.config.layers - 1
         self._head = make(decoder.head, None)
         self._plan = lru_cache(maxsize=8)(self._planned)
-        self._layers: list[dict[Group, Product]] = []
-        for index in range(decoder.config.layers):
-            layer = decoder.layer(index)
-            row: dict[Group, Product] = {}
-            for group in GROUPS:
-                projection = layer.projection(group)
-                row[group] = make(projection.weight, projection.bias)
-                if is_packed:
-                    projection.weight = projection.weight.new_empty(0, projection.inputs)
-            self._layers.append(row)
+        self._layers: list[dict[Group, _Packed | _Plain]] = []
+        take_weights(decoder, self._layers, make)
+
+    def give_back(self, decoder: Decoder) -> None:
+        return_weights(decoder, self._layers)
 
     def layouts(self, rank: int) -> dict[Group, Layout]:
         return {
@@ -109,31 +113,72 @@ class Products:
         return tuple(_bags(pool, self, choices) for pool in sorted(pools, key=lambda pool: pool.rank))
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> Product:
-    def product(x: Tensor, terms: Tensor | None) -> Tensor:
+class _Plain:
+    """A product with weights as they are: x (n, inputs) and terms to add (n, outputs) or None, to (n, outputs).
+
+    Terms are added before the sum is rounded, as training does: added to a rounded product, they make an adapter's
+    answers many times less exact."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self._bias = weight, bias
+
+    def __call__(self, x: Tensor, terms: Tensor | None) -> Tensor:
         if terms is None:
-            return F.linear(x, weight, bias)
-        return torch.addmm(terms if bias is None else terms + bias, x, weight.t())
+            return F.linear(x, self.weight, self._bias)
+        return torch.addmm(terms if self._bias is None else terms + self._bias, x, self.weight.t())
 
-    return product
+    def plain(self) -> Tensor:
+        return self.weight
 
 
-def _packed(weight: Tensor, bias: Tensor | None) -> Product:
-    packed = _pack(weight.contiguous(), PACK_ROWS)
-    least_rows = LEAST_ROWS if weight.dtype == torch.float32 else 1
+class _Packed:
+    """The same with weights in the layout that is fastest here."""
 
-    def product(x: Tensor, terms: Tensor | None) -> Tensor:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self._bias = _pack(weight.contiguous(), PACK_ROWS), bias
+        self._least_rows = LEAST_ROWS if weight.dtype == torch.float32 else 1
+
+    def __call__(self, x: Tensor, terms: Tensor | None) -> Tensor:
         rows = len(x)
-        if rows < least_rows:
-            padding = (0, 0, 0, least_rows - rows)
+        if rows < self._least_rows:
+            padding = (0, 0, 0, self._least_rows - rows)
             x, terms = F.pad(x, padding), None if terms is None else F.pad(terms, padding)
         if terms is None:
-            found: Tensor = _packed_product(x, packed, bias, "none", [], "")
+            found: Tensor = _packed_product(x, self.weight, self._bias, "none", [], "")
         else:
-            found = _packed_sum(x, terms, packed, bias, "add")
+            found = _packed_sum(x, terms, self.weight, self._bias, "add")
         return found[:rows]
 
-    return product
+    def plain(self) -> Tensor:
+        dense: Tensor = self.weight.to_dense()
+        return dense
+
+
+def take_weights(
+    decoder: Decoder,
+    layers: list[dict[Group, Matrix]],
+    make: Callable[[Tensor, Tensor | None], Matrix],
+) -> None:
+    """Fill `layers` with every matrix in another form, one after the other: it is never in memory twice. Whatever goes
+    wrong, the decoder is as it was."""
+    try:
+        for index in range(decoder.config.layers):
+            layers.append({})
+            for group in GROUPS:
+                projection = decoder.layer(index).projection(group)
+                layers[index][group] = make(projection.weight, projection.bias)
+                projection.weight = projection.weight.new_empty(0, projection.inputs)
+    except BaseException:
+        return_weights(decoder, layers)
+        raise
+
+
+def return_weights(decoder: Decoder, layers: list[dict[Group, Matrix]]) -> None:
+    """Empty `layers`, each matrix in its plain form to where it was taken from."""
+    with torch.inference_mode(False):  # they are trained through again
+        for index, row in enumerate(layers):
+            for group in list(row):
+                decoder.layer(index).projection(group).weight = row.pop(group).plain()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sarto.engine.families.decoder import Adapters
+from sarto.engine.families.decoder import Adapters, Decoder
 from sarto.engine.families.load import load_base
 from sarto.engine.ops.choose import choose_operations
 from sarto.engine.serving.adapters import ResidentAdapters
@@ -64,12 +64,16 @@ class Runner:
         prefix_bytes: int,
         adapter_bytes: int | None = None,
         int8: bool = False,
+        lent: Decoder | None = None,
     ) -> None:
         """`int8`: the weights alone; all else is in `dtype`. At most `adapter_limit` adapters are resident, and fewer
-        where they would fill more than `adapter_bytes`."""
+        where they would fill more than `adapter_bytes`. `lent`: a decoder of this base that nobody else uses until
+        `give_back`; its weights are not loaded again, and not in int8, from which there is no way back."""
+        assert lent is None or not int8
         with torch.inference_mode():
-            self.decoder = load_base(base, dtype, device)
-            self.decoder.ops = choose_operations(device)
+            self.decoder = lent or load_base(base, dtype, device)
+            if lent is None:
+                self.decoder.ops = choose_operations(device)
             self.config = self.decoder.config
             if adapter_bytes is not None:
                 fitting = adapter_bytes // bytes_of_adapter(self.decoder, TYPICAL_RANK)
@@ -84,6 +88,10 @@ class Runner:
         """Nothing of these adapters stays in memory longer than the sequences that use them."""
         if self.adapters.forget(digests):
             self.prefixes.clear()
+
+    def give_back(self) -> None:
+        """The lent decoder as it was; this ends with it."""
+        self.products.give_back(self.decoder)
 
     def open(self, tokens: list[int], adapter: str) -> tuple[Lane, int]:
         """A lane of its own for a prompt, and how many of its tokens were known already."""
