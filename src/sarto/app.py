@@ -373,6 +373,7 @@ def _limits(settings: Settings) -> Limits:
         webhook_private_addresses=settings.webhook_private_addresses,
         resume_seconds=settings.resume_seconds,
         max_job_seconds=settings.max_job_seconds,
+        max_evaluation_seconds=settings.max_evaluation_seconds,
         threads=threads,
         devices=settings.devices,
         serve_int8=settings.serving_precision == "int8",

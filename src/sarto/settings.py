@@ -157,6 +157,9 @@ class Settings(BaseModel):
     """Seconds between two resume points of a run: about what a crash can cost."""
     max_job_seconds: float = 604_800.0
     """Longest a job may take from its first start, all attempts together; 0 is without limit."""
+    max_evaluation_seconds: float = 14_400.0
+    """Longest that the evaluation of one checkpoint may take; then its run has an error, and the job goes on; 0 is
+    without limit."""
     reserve_bytes: int = 268_435_456
     """Room on the home's disk, in bytes, that no job may take; jobs wait while there is less."""
     keep_run_days: float = 30.0

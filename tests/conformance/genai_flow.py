@@ -15,6 +15,7 @@ from google.genai import errors, types
 
 BASE_MODEL = "gemini-2.5-flash"
 ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
+OUTPUT = "gs://tuning-data/flow"
 SECONDS = 60
 
 
@@ -29,6 +30,16 @@ def main(base_url: str, dataset: str) -> dict[str, Any]:
             learning_rate_multiplier=1.5,
             tuned_model_display_name="flow",
             validation_dataset=types.TuningValidationDataset(gcs_uri=dataset),
+            evaluation_config=types.EvaluationConfig(
+                metrics=[
+                    types.Metric(name="exact_match"),
+                    types.Metric(name="rouge_l_sum"),
+                    types.Metric(name="tone", prompt_template="Rate {response}"),
+                ],
+                output_config=types.OutputConfig(gcs_destination=types.GcsDestination(output_uri_prefix=OUTPUT)),
+                autorater_config=types.AutoraterConfig(sampling_count=1),
+                inference_generation_config=types.GenerationConfig(max_output_tokens=4),
+            ),
             labels={"flow": f"genai-{genai.__version__.replace('.', '-')}"},
         )
         made = client.tunings.tune(base_model=BASE_MODEL, training_dataset=data, config=config)

@@ -112,6 +112,36 @@ def test_the_official_clients_read_the_results(service: Service, evaluated: dict
     assert len(output.aggregation_results) == 5
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_typed_client_reads_the_results(service: Service, evaluated: dict[str, Any]) -> None:
+    from google.cloud.aiplatform_v1beta1.services.gen_ai_tuning_service import GenAiTuningServiceClient
+
+    typed = GenAiTuningServiceClient(
+        credentials=service.credentials(), transport="rest", client_options={"api_endpoint": service.address}
+    )
+    runs = typed.get_tuning_job(name=evaluated["name"]).evaluate_dataset_runs
+    assert [run.checkpoint_id for run in runs] == ["1", "2"]
+    results = runs[0].evaluate_dataset_response.aggregation_output.aggregation_results
+    assert [result.aggregation_metric.name for result in results] == [
+        "AVERAGE", "MODE", "PERCENTILE_P90", "MEDIAN", "MODE",
+    ]  # fmt: skip
+    assert results[4].pairwise_metric_result.pairwise_choice.name in ("BASELINE", "CANDIDATE", "TIE")
+
+
+def test_scores_of_each_checkpoint_are_time_series_of_the_experiment(
+    http: httpx.Client, evaluated: dict[str, Any]
+) -> None:
+    report = http.get(f"/v1/{evaluated['name']}/evaluation").json()
+    wanted = {f"/eval_{name}" for name in report["metrics"]}
+    store = evaluated["experiment"].partition("/contexts/")[0]
+    query = f'schema_title="system.ExperimentRun" AND parent_contexts:"{evaluated["experiment"]}"'
+    [run] = http.get(f"/v1/{store}/contexts", params={"filter": query}).json()["contexts"]
+    artifact = http.get(f"/v1/{store}/artifacts/{run['name'].rpartition('/')[2]}-tb-run").json()
+    series = http.get(f"/v1/{artifact['metadata']['resourceName']}/timeSeries").json()
+    names = {each["displayName"] for each in series["tensorboardTimeSeries"]}
+    assert wanted and wanted <= names
+
+
 TEMPLATE = "metric_prompt_template"
 POINTWISE = {"pointwiseMetricSpec": {"metricPromptTemplate": "Rate {response}"}}
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from .conftest import PARENT, Dataset
+from .conftest import ended as job_ended
 from .service import Service, upload, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -212,3 +213,49 @@ def test_instances_that_cannot_be_scored_are_refused_by_name(
 ) -> None:
     refused = http.post(f"/v1/{PARENT}:evaluateInstances", json=asked)
     assert refused.status_code == code and words in refused.text
+
+
+LESSONS = {
+    "aa": "yes",
+    "bee": "no",
+    "sea": "maybe",
+    "day": "never",
+    "eel": "soon",
+    "fog": "later",
+    "gnu": "once",
+    "hut": "twice",
+}
+SPOILT = {3: "no", 6: "yes"}
+"""By line, what the second model is taught in place of the right answer."""
+
+
+def taught(http: httpx.Client, name: str, answers: list[str]) -> str:
+    """A model that knows its lesson by heart."""
+    rows = [
+        {"contents": [{"role": "user", "parts": [{"text": word}]}, {"role": "model", "parts": [{"text": answer}]}]}
+        for word, answer in zip(LESSONS, answers, strict=True)
+    ]
+    uri = upload(http, "tuning-data", f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    spec = {
+        "trainingDatasetUri": uri, "exportLastCheckpointOnly": True,
+        "hyperParameters": {"epochCount": 60, "adapterSize": "ADAPTER_SIZE_EIGHT"},
+    }  # fmt: skip
+    job = {"baseModel": "gemini-2.0-flash-001", "tunedModelDisplayName": name, "supervisedTuningSpec": spec}
+    made = http.post(f"/v1/{PARENT}/tuningJobs", json=job).json()
+    return str(job_ended(http, made["name"])["tunedModel"]["model"])
+
+
+@pytest.mark.slow
+def test_rows_that_were_spoilt_are_found_and_listed(http: httpx.Client) -> None:
+    right = list(LESSONS.values())
+    spoilt = [SPOILT.get(line, answer) for line, answer in enumerate(right, 1)]
+    models = [taught(http, "sound", right), taught(http, "spoilt", spoilt)]
+    lines = [json.dumps({"prompt": word, "reference": answer}) + "\n" for word, answer in LESSONS.items()]
+    dataset = upload(http, "tuning-data", "lesson.jsonl", "".join(lines).encode())
+    begun = http.post(f"/v1/{PARENT}:evaluateDataset", json=body(dataset, models=models)).json()
+    directory = ended(http, begun["name"])["response"]["outputInfo"]["gcsOutputDirectory"]
+    report = json.loads(stored(http, directory, "report/report.json"))
+    assert [system["metrics"][1]["mean"] for system in report["systems"]] == [1.0, 0.75]
+    assert sorted(row["line"] for row in report["worseRows"]) == list(SPOILT)
+    assert {row["line"]: row["after"] for row in report["worseRows"]} == SPOILT
+    assert "2 rows are worse with" in stored(http, directory, "report/report.html")

@@ -45,6 +45,18 @@ def test_tune_get_list_and_cancel(seen: dict[str, Any]) -> None:
     assert seen["cancelled"] == "JOB_STATE_CANCELLED"
 
 
+def test_an_evaluation_is_asked_for_and_its_results_are_read(seen: dict[str, Any]) -> None:
+    runs = seen["job"]["evaluate_dataset_runs"]
+    assert [run["checkpoint_id"] for run in runs] == ["1", "2"] and not any("error" in run for run in runs)
+    for run in runs:
+        response = run["evaluate_dataset_response"]
+        results = response["aggregation_output"]["aggregation_results"]
+        assert [result["aggregation_metric"] for result in results] == ["AVERAGE", "STANDARD_DEVIATION"] * 3
+        assert "score" in results[0]["exact_match_metric_value"] and "score" in results[2]["rouge_metric_value"]
+        assert "score" in results[4]["pointwise_metric_result"]
+        assert response["output_info"]["gcs_output_directory"].startswith("gs://tuning-data/flow/")
+
+
 def test_generation_unary_and_streamed_agree(seen: dict[str, Any]) -> None:
     assert seen["streamed"] == seen["text"]
     assert seen["counted"] == seen["prompt_tokens"] and seen["computed"]

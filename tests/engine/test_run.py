@@ -337,6 +337,25 @@ def test_whatever_breaks_in_an_evaluation_is_its_error_and_the_run_goes_on(tiny:
     assert result.best_checkpoint_id is not None
 
 
+def test_an_evaluation_that_takes_too_long_is_cut_off_and_keeps_what_was_answered(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    plan = EVALUATED.model_copy(update={"max_seconds": 0.01})
+    spec = make_spec(tiny, tmp_path / "job", evaluation=plan, parameters={"epoch_count": 2})
+    result = finish(spec)
+    assert result.error is None and len(result.checkpoints) == 2
+    for _, run in assessments(spec):
+        assert run["error"]["code"] == 4 and "max_evaluation_seconds" in run["error"]["message"]
+
+
+def test_scores_of_the_report_are_told_by_step(tiny: BaseWeights, tmp_path: Path) -> None:
+    spec = make_spec(tiny, tmp_path / "job", evaluation=EvaluationPlan(), parameters={"epoch_count": 2})
+    finish(spec)
+    told = [line.assessment for line in progress(spec) if line.assessment]
+    assert [each.step for each in told] == [6, 12]
+    assert all(set(each.scores) == {"chrf", "exact_match"} for each in told)
+
+
 def test_a_judge_is_the_base_where_none_is_named_and_says_how_its_samples_agree(
     tiny: BaseWeights, tmp_path: Path
 ) -> None:
@@ -362,3 +381,6 @@ def test_a_judge_is_the_base_where_none_is_named_and_says_how_its_samples_agree(
     folder = tmp_path / "job" / "resume" / EVALUATION_FOLDER / "checkpoint-1"
     metrics = json.loads((folder / "aggregation_results.json").read_bytes())["metrics"]
     assert all("krippendorffAlpha" in metric and "weak" in metric["note"] for metric in metrics)
+    report = json.loads((folder.parent / "report" / "report.json").read_bytes())
+    assert any("repeated samples agree in" in note for note in report["notes"])
+    assert any("A small judge is weak" in note for note in report["notes"])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.structure.sources import imports, modules
 
-WORDS = ("sarto.failpoints", "sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
+WORDS = ("sarto.failpoints", "sarto.wording", "sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
 WIRE_OF_CONTROL = ("tuning_jobs", "models")
 """Schema files that the engine must not know: it speaks the run contract."""
 
@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sarto.names": ("sarto.errors",),
     "sarto.errors": (),
     "sarto.failpoints": (),
+    "sarto.wording": (),
     "sarto.settings": ("sarto.errors",),
     "sarto.schema": ("sarto.schema", "sarto.errors", "sarto.names"),
     "sarto.catalog": ("sarto.errors", "sarto.schema.runs"),

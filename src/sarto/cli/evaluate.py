@@ -20,6 +20,7 @@ from sarto.engine.evaluation.report import TITLES, System, build_report
 from sarto.engine.evaluation.rows import default_generation_config, read_rows
 from sarto.errors import BY_CODE, FailedPrecondition, Internal, InvalidArgument
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse
+from sarto.wording import row_count
 
 CONCURRENCY = 8
 KINDS = {kind.status: kind for kind in BY_CODE.values()}
@@ -78,7 +79,7 @@ def show(report: dict[str, Any]) -> None:
             words = f"{result['difference']:+.3f}, adjusted p {result['adjustedP']:.4f}"
             facts[f"{TITLES.get(each['metric'], each['metric'])} against {each['baseline']}"] = words
     lines = ", ".join(str(row["line"]) for row in report["worseRows"][:20])
-    facts[f"Worse than {report['baseline']}"] = f"{len(report['worseRows'])} rows" + (
+    facts[f"Worse than {report['baseline']}"] = row_count(len(report["worseRows"])) + (
         f": lines {lines}" if lines else ""
     )
     if report["best"]:
@@ -98,14 +99,14 @@ def _compare(
     config = default_generation_config(rows)
     systems = []
     for model in dict.fromkeys(models):
-        output.messages().print(f"{len(rows)} rows to {model} …", style="dim")
+        output.messages().print(f"{row_count(len(rows))} to {model} …", style="dim")
         asked = answer_rows(rows, _asking(api, target(api, model)), config=config, concurrency=CONCURRENCY)
         systems.append(System(model, asyncio.run(asked)))
     for system in systems:
         if all(answer.error for answer in system.answers):
             message = (system.answers[0].error or {}).get("message", "")
             raise FailedPrecondition(f"{system.name} answered no row; the first failure: {message}")
-    notes = [f"{len(faults)} rows could not be read; the first: {faults[0]}"] if faults else []
+    notes = [f"{row_count(len(faults))} could not be read; the first: {faults[0]}"] if faults else []
     report = build_report(rows, systems, title=f"Models on {data.name}", dataset=str(data), notes=notes)
     if html:
         html.write_text(report_page(report), encoding="utf-8")

@@ -53,6 +53,8 @@ class Limits:
     """Between two resume points of a run: about what a kill can cost."""
     max_job_seconds: float = 0.0
     """From a job's first start to its end, all attempts together; 0 is without limit."""
+    max_evaluation_seconds: float = 0.0
+    """Of one checkpoint; 0 is without limit."""
     reserve_bytes: int = 0
     """Room on the disk that a run must leave; without it jobs wait."""
     room_seconds: float = 15.0

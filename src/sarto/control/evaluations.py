@@ -35,8 +35,9 @@ def plan(control: Control, job: TuningJob, decided: Plan) -> EvaluationPlan:
     """What a run evaluates."""
     spec = job.supervised_tuning_spec
     config = spec.evaluation_config if spec else None
+    limit = control.limits.max_evaluation_seconds
     if config is None:
-        return EvaluationPlan()
+        return EvaluationPlan(max_seconds=limit)
     judges = {
         name: JudgeModel(
             base=control.base(weights),
@@ -52,6 +53,7 @@ def plan(control: Control, job: TuningJob, decided: Plan) -> EvaluationPlan:
         judges=judges,
         outside_judges=sorted({name for _, name in judge_names(config, "")} - judges.keys()),
         output_uri=f"{prefix}/{job.name.rpartition('/')[2]}",
+        max_seconds=limit,
     )
 
 

@@ -34,8 +34,13 @@ from sarto.storage.tables import metric_point
 
 PROGRESS_FILE = "progress.jsonl"
 LOSS, ACCURACY, PREDICTIONS = "total_loss", "fraction_of_correct_next_step_preds", "num_predictions"
-METRIC_NAMES = tuple(f"/{part}_{name}" for part in ("train", "eval") for name in (LOSS, ACCURACY, PREDICTIONS))
-"""The documented names of supervised tuning; their order gives the time series their ids."""
+SCORES = ("exact_match", "chrf", "rougeL", "json_valid", "json_field_accuracy")
+"""Metrics of the standard report, by checkpoint."""
+METRIC_NAMES = (
+    *(f"/{part}_{name}" for part in ("train", "eval") for name in (LOSS, ACCURACY, PREDICTIONS)),
+    *(f"/eval_{name}" for name in SCORES),
+)
+"""The documented names of supervised tuning, then ours; their order gives the time series their ids."""
 
 
 class ProgressFile:
@@ -85,6 +90,8 @@ class Gathered:
             self.checkpoints.append(said.checkpoint)
         if said.assessment is not None:
             self.assessments.append(said.assessment)
+            for name, mean in said.assessment.scores.items():
+                self.points[f"/eval_{name}", said.assessment.step] = (mean, said.time)
 
     def _metrics(self, part: str, measured: StepMetrics | EvalMetrics, time: float) -> None:
         for name, value in (

@@ -25,9 +25,10 @@ from sarto.engine.families.decoder import Decoder
 from sarto.engine.outside import Outside
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
-from sarto.errors import SartoError, fault_of
+from sarto.errors import DeadlineExceeded, SartoError, fault_of
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.runs import EVALUATION_FOLDER, Assessment, CheckpointRecord, RunSpec
+from sarto.wording import row_count
 
 logger = logging.getLogger(__name__)
 STANDARD_ROWS = 40
@@ -61,28 +62,41 @@ class Assessing:
     def after(self, record: CheckpointRecord) -> Assessment:
         """Answers and scores of one checkpoint; what another attempt has asked already is not asked again."""
         checkpoint = measures(record)
+        report: Report | None = None
         key = AdapterKey(checkpoint.digest, str(Path(self.spec.run_folder) / record.folder))
         try:
             job = self._open()
-            self.say(f"Evaluation of checkpoint {record.checkpoint_id} on {len(job.rows)} rows began.")
+            self.say(f"Evaluation of checkpoint {record.checkpoint_id} on {row_count(len(job.rows))} began.")
             assert self._engine is not None
             judged = replace(job, judges=self._judges(self._engine))
             self._engine.lend(self.spec.base, self._decoder)
             try:
-                run = asyncio.run(evaluate_checkpoint(judged, checkpoint, asking(self._engine, self.spec.base, key)))
+                asked = evaluate_checkpoint(judged, checkpoint, asking(self._engine, self.spec.base, key))
+                run = asyncio.run(asyncio.wait_for(asked, self.plan.max_seconds or None))
             finally:
                 self._engine.give_back(self.spec.base)
             report = asyncio.run(report_job(job, [checkpoint]))
+        except TimeoutError:
+            limit = f"{self.plan.max_seconds:g} seconds that the evaluation of a checkpoint may take on this server"
+            fault = DeadlineExceeded(f"It took longer than the {limit} (max_evaluation_seconds).")
+            run = self._failed(record, fault)
         except Exception as error:  # whatever it is, it is the evaluation's, and the tuning goes on
-            fault = _told(error)
-            self.say(f"Evaluation of checkpoint {record.checkpoint_id} failed: {fault.message}")
-            failed = EvaluateDatasetRun(checkpoint_id=record.checkpoint_id, error=fault.to_status())
-            run = failed if self.plan.config is not None else None
+            run = self._failed(record, _told(error))
         else:
             self.say(_about(record.checkpoint_id, report))
         return Assessment(
-            checkpoint_id=record.checkpoint_id, folder=checkpoint.folder_name, run=run.to_json() if run else None
+            checkpoint_id=record.checkpoint_id,
+            folder=checkpoint.folder_name,
+            run=run.to_json() if run else None,
+            step=record.step,
+            scores={metric.metric: metric.mean for metric in report.systems[-1].metrics} if report else {},
         )
+
+    def _failed(self, record: CheckpointRecord, fault: SartoError) -> EvaluateDatasetRun | None:
+        self.say(f"Evaluation of checkpoint {record.checkpoint_id} failed: {fault.message}")
+        if self.plan.config is None:
+            return None
+        return EvaluateDatasetRun(checkpoint_id=record.checkpoint_id, error=fault.to_status())
 
     def finish(self, checkpoints: Sequence[CheckpointRecord]) -> Report | None:
         """The report over all checkpoints; None where none was evaluated."""
@@ -107,7 +121,7 @@ class Assessing:
         rows, faults = read_rows(Path(dataset.path), data_format=spec.data_format)
         config = EvaluationConfig.read(self.plan.config) if self.plan.config is not None else None
         if faults:
-            self._notes.append(f"{len(faults)} rows of the validation data could not be read and are left out.")
+            self._notes.append(f"{row_count(len(faults))} of the validation data could not be read.")
         chosen = rows if config is not None else spread_rows(rows, STANDARD_ROWS)
         if len(chosen) < len(rows):
             self._notes.append(f"{len(chosen)} of {len(rows)} validation rows were asked, evenly spread over the file.")
@@ -200,4 +214,4 @@ def _about(checkpoint_id: str, report: Report | None) -> str:
     ]
     title = TITLES.get(report.primary_metric, report.primary_metric)
     listed = ", ".join(f"{name} {mean:.3f}" for name, mean in values)
-    return f"{words} on {report.rows} rows. {title}: {listed}."
+    return f"{words} on {row_count(report.rows)}. {title}: {listed}."

@@ -36,6 +36,7 @@ from sarto.schema.evaluation import (
 )
 from sarto.schema.examples import RowFault, read_row
 from sarto.schema.runs import EvaluationResult, EvaluationSpec
+from sarto.wording import row_count
 
 logger = logging.getLogger(__name__)
 CONCURRENCY = 32
@@ -81,7 +82,9 @@ async def evaluate(spec: EvaluationSpec) -> EvaluationResult:
         runs[name] = run.to_json()
     tell(folder, 90, "Writing the report.")
     notes = (
-        [f"{len(answered.faults)} rows could not be read; the first: {answered.faults[0]}"] if answered.faults else []
+        [f"{row_count(len(answered.faults))} could not be read; the first: {answered.faults[0]}"]
+        if answered.faults
+        else []
     )
     systems = [System(name or RESPONSES, found) for name, found in answered.systems.items()]
     report = build_report(answered.rows, systems, title=spec.title, dataset=spec.dataset_uri, notes=notes)
@@ -98,7 +101,7 @@ async def _ask(spec: EvaluationSpec, config: EvaluationConfig, outside: Outside)
         default = given.model_copy(update={"max_output_tokens": most})
     systems: dict[str, list[Answer]] = {}
     for number, name in enumerate(spec.models):
-        tell(Path(spec.folder), 70 * number // len(spec.models), f"Asking {name}: {len(rows)} rows.")
+        tell(Path(spec.folder), 70 * number // len(spec.models), f"Asking {name}: {row_count(len(rows))}.")
         systems[name] = await answer_rows(rows, outside.asking(name), config=default, concurrency=CONCURRENCY)
     failed = [found for found in systems.values() if found and all(answer.error for answer in found)]
     if failed and len(failed) == len(systems):

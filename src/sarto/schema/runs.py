@@ -84,6 +84,8 @@ class EvaluationPlan(_Record):
     """Judges that the service asks for the run, which has no network."""
     output_uri: str = ""
     """Where the files of the config's metrics will be found."""
+    max_seconds: float = 0.0
+    """Longest that the evaluation of a checkpoint may take; 0 is without limit."""
 
 
 class RunSpec(_Record):
@@ -250,6 +252,9 @@ class Assessment(_Record):
     folder: str
     """In the evaluation folder; holds the files of the config's metrics."""
     run: dict[str, Any] | None = None
+    step: int = 0
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Mean of each metric of the standard report."""
 
 
 class OutsideQuestion(_Record):

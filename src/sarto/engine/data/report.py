@@ -18,6 +18,7 @@ from sarto.engine.data.prepare import SHOWN_FAULTS, Limits, Prepared, check_usab
 from sarto.errors import InvalidArgument
 from sarto.schema.base_shape import BaseShape
 from sarto.schema.runs import BaseWeights, TuningParameters
+from sarto.wording import counted
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
 EMPTY_REPLIES = ("a turn without text", "a reply without text", "no text")
@@ -74,30 +75,61 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
     found: list[tuple[str, str]] = []
     dataset, repeated = report["dataset"], report["duplicates"]
 
-    def say(level: str, count: int, words: str) -> None:
+    def say(level: str, count: int, one: str, many: str) -> None:
         if count:
-            found.append((level, f"{count:,} {words}"))
+            found.append((level, counted(count, one, many)))
 
     if refusal:
         found.append(("error", f"a job on this data would be refused: {refusal}"))
-    say("warning", dataset["faults"]["count"], "rows cannot be used and are dropped; each is listed with its reason")
-    say("error", dataset["replies"]["without_loss"], "rows have no token to learn")
-    say("error", dataset["tokens"]["double_bos"], "rows begin with two begin-of-text tokens")
-    say("error", dataset["tokens"]["no_end_of_turn"], "rows do not end with a token at which serving stops")
+    say(
+        "warning",
+        dataset["faults"]["count"],
+        "row cannot be used and is dropped; it is listed with its reason",
+        "rows cannot be used and are dropped; each is listed with its reason",
+    )
+    say("error", dataset["replies"]["without_loss"], "row has no token to learn", "rows have no token to learn")
+    say(
+        "error",
+        dataset["tokens"]["double_bos"],
+        "row begins with two begin-of-text tokens",
+        "rows begin with two begin-of-text tokens",
+    )
+    say(
+        "error",
+        dataset["tokens"]["no_end_of_turn"],
+        "row does not end with a token at which serving stops",
+        "rows do not end with a token at which serving stops",
+    )
     for kind, count in dataset["secrets"]["counts"].items():
         say(
             "note" if kind == "e-mail address" else "warning",
             count,
             f"found of what looks like: {kind}",
+            f"found of what looks like: {kind}",
         )
     if repeated:
-        say("warning", repeated["exact_count"], "rows repeat an earlier row")
-        say("warning", repeated["same_prompt_count"], "rows give another reply to a prompt that came before")
-        say("note", repeated["near_count"], "rows are nearly the same as another")
+        say("warning", repeated["exact_count"], "row repeats an earlier one", "rows repeat an earlier one")
+        say(
+            "warning",
+            repeated["same_prompt_count"],
+            "row gives another reply to a prompt that came before",
+            "rows give another reply to a prompt that came before",
+        )
+        say("note", repeated["near_count"], "row is nearly the same as another", "rows are nearly the same as another")
     if "validation" in report:
-        say("warning", report["validation"]["overlap"]["same_prompts"], "validation rows have their prompt in training")
-        say("warning", report["validation"]["faults"]["count"], "validation rows cannot be used and are dropped")
-    say("note", dataset["replies"]["one_token"], "replies are a single token")
+        say(
+            "warning",
+            report["validation"]["overlap"]["same_prompts"],
+            "validation row has its prompt in training",
+            "validation rows have their prompt in training",
+        )
+        say(
+            "warning",
+            report["validation"]["faults"]["count"],
+            "validation row cannot be used and is dropped",
+            "validation rows cannot be used and are dropped",
+        )
+    say("note", dataset["replies"]["one_token"], "reply is a single token", "replies are a single token")
     order = ("error", "warning", "note")
     return [{"level": level, "message": words} for level, words in sorted(found, key=lambda each: order.index(each[0]))]
 

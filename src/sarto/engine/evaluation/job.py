@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
+
 from sarto.engine.evaluation.answers import Answer, load_answers, save_answers
 from sarto.engine.evaluation.asking import PAUSES_SECONDS, Generate, answer_rows
-from sarto.engine.evaluation.evaluate import evaluate_dataset
+from sarto.engine.evaluation.evaluate import AGGREGATION_FILE, JUDGE_NOTE, evaluate_dataset
 from sarto.engine.evaluation.export import write_report
 from sarto.engine.evaluation.report import Report, System, build_report
 from sarto.engine.evaluation.rows import EvaluationRow, default_generation_config
@@ -114,8 +116,8 @@ async def evaluate_checkpoint(
 async def report_job(
     job: JobEvaluation, checkpoints: Sequence[CheckpointMeasures], notes: Sequence[str] = ()
 ) -> Report | None:
-    """The standard report over the base and those of `checkpoints` that were evaluated, written to `report/`; the last
-    of them is the subject. None while none was."""
+    """The standard report over the base and those of `checkpoints` that were evaluated whole, written to `report/`; the
+    last of them is the subject. None while none was."""
     return await asyncio.to_thread(_report, job, checkpoints, notes)
 
 
@@ -123,14 +125,30 @@ def _report(job: JobEvaluation, checkpoints: Sequence[CheckpointMeasures], notes
     systems = [System(BASE, load_answers(_path(job, BASE)), None, None, *job.base_measures)]
     for checkpoint in sorted(checkpoints, key=lambda item: item.step):
         answers = load_answers(_path(job, checkpoint.answers_name))
-        if answers:
+        if len(answers) == len(job.rows):
             measures = checkpoint.validation_loss, checkpoint.token_accuracy, checkpoint.training_loss
             systems.append(System(checkpoint.name, answers, checkpoint.step, checkpoint.epoch, *measures))
-    if len(systems) == 1:
+    if len(systems) == 1 or len(systems[0].answers) < len(job.rows):
         return None
+    notes = [*notes, *_judged(job, checkpoints)]
     report = build_report(job.rows, systems, title=job.title, dataset=job.dataset_uri, notes=notes)
     write_report(job.folder / "report", report, job.rows, systems)
     return report
+
+
+def _judged(job: JobEvaluation, checkpoints: Sequence[CheckpointMeasures]) -> list[str]:
+    """How far the judges of the config's metrics agree with themselves, and that they are weak."""
+    found = []
+    for checkpoint in checkpoints:
+        path = job.folder / checkpoint.folder_name / AGGREGATION_FILE
+        metrics = orjson.loads(path.read_bytes())["metrics"] if path.exists() else []
+        for metric in metrics:
+            if metric.get("agreement") is not None:
+                alpha = metric["krippendorffAlpha"]
+                words = f"{metric['title']} by {metric['judge'] or 'the base'} on {checkpoint.name}"
+                beyond = "" if alpha is None else f", alpha {alpha:.2f}"
+                found.append(f"{words}: repeated samples agree in {metric['agreement']:.0%} of pairs{beyond}.")
+    return [*found, JUDGE_NOTE] if found else []
 
 
 async def _answers(job: JobEvaluation, name: str, generate: Generate) -> list[Answer]:
@@ -138,20 +156,21 @@ async def _answers(job: JobEvaluation, name: str, generate: Generate) -> list[An
     path = _path(job, name)
     known = {answer.line: answer for answer in await asyncio.to_thread(load_answers, path) if not answer.error}
     missing = [row for row in job.rows if row.line not in known]
-    hear = job.on_answer
-    for answer in await answer_rows(
-        missing,
-        generate,
-        config=job.generation_config,
-        concurrency=job.concurrency,
-        pauses=job.pauses,
-        on_answer=(lambda answer: hear(name, answer)) if hear else None,
-    ):
+
+    def keep(answer: Answer) -> None:
         known[answer.line] = answer
-    answers = [known[row.line] for row in job.rows]
-    if missing:
-        await asyncio.to_thread(save_answers, path, answers)
-    return answers
+        if job.on_answer is not None:
+            job.on_answer(name, answer)
+
+    try:
+        await answer_rows(
+            missing, generate, config=job.generation_config, concurrency=job.concurrency, pauses=job.pauses,
+            on_answer=keep,
+        )  # fmt: skip
+    finally:  # also when the time is over: what was answered need not be asked again
+        if missing:
+            save_answers(path, [known[row.line] for row in job.rows if row.line in known])
+    return [known[row.line] for row in job.rows]
 
 
 def _path(job: JobEvaluation, name: str) -> Path:

@@ -13,6 +13,7 @@ from sarto.engine.evaluation.charts import Bar, Curve, curve_chart, interval_cha
 from sarto.engine.evaluation.labels import OTHER
 from sarto.engine.evaluation.report import TITLES, LabelTable, Report, SystemComparison, SystemSummary, WorseRow
 from sarto.engine.evaluation.statistics import Interval
+from sarto.wording import counted, row_count
 
 SHOWN_ROWS = 100
 SHOWN_TEXT = 2000
@@ -57,7 +58,7 @@ def _facts(report: Report) -> str:
     kinds = {
         "json": "JSON records", "labels": "labels", "text": "text", "open": "answers without references",
     }  # fmt: skip
-    facts = [f"{report.rows} rows", kinds[report.kind]]
+    facts = [row_count(report.rows), kinds[report.kind]]
     return escape(" · ".join([*facts, *([report.dataset] if report.dataset else [])]))
 
 
@@ -68,7 +69,8 @@ def _findings(report: Report) -> str:
         if item.system == report.subject and item.metric == report.primary_metric:
             lines.append(_verdict(item))
     if report.baseline != report.subject and report.primary_metric:
-        lines.append(f"{len(report.worse_rows)} rows are worse with {report.subject} than with {report.baseline}.")
+        count = counted(len(report.worse_rows), "row is", "rows are")
+        lines.append(f"{count} worse with {report.subject} than with {report.baseline}.")
     if report.best:
         lines.append(f"Best checkpoint: {report.best.name} ({report.best.evidence}). Rule: {report.best.rule}")
     if report.overfit:
@@ -85,7 +87,7 @@ def _verdict(item: SystemComparison) -> str:
     limits = f" [{_points(result.interval.low)}, {_points(result.interval.high)}]" if result.interval else ""
     return (
         f"{item.system} {said} {item.baseline} in {_title(item.metric)}: {_points(result.difference)} points{limits}, "
-        f"p = {_p(p)}; {result.better} rows better, {result.worse} worse, {result.same} the same."
+        f"p = {_p(p)}; {row_count(result.better)} better, {result.worse} worse, {result.same} the same."
     )
 
 
@@ -93,7 +95,9 @@ def _systems(report: Report) -> str:
     head = ["Model", "Step", "Validation loss", "Token accuracy", *map(_title, report.metrics), "Answered", "Cut off"]
     rows = [_system_row(system, report.metrics) for system in report.systems]
     errors = [
-        f"{s.name}: {s.failed} rows without answer; first error: {s.first_error}" for s in report.systems if s.failed
+        f"{s.name}: {row_count(s.failed)} without answer; first error: {s.first_error}"
+        for s in report.systems
+        if s.failed
     ]
     return _table("Models", head, rows) + _list("Errors", errors)
 

@@ -17,6 +17,7 @@ from sarto.engine.evaluation.rows import EvaluationRow, json_text
 from sarto.engine.evaluation.selection import CheckpointScores, Overfit, Verdict, best_checkpoint, overfit
 from sarto.engine.evaluation.statistics import Comparison, Interval, compare, holm, interval
 from sarto.errors import InvalidArgument
+from sarto.wording import row_count
 
 JSON_SHARE = 0.9
 """Share of references that must be JSON objects for the data to count as such."""
@@ -339,9 +340,9 @@ def _notes(kind: str, rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> 
     if kind == "open":
         notes.append("The rows have no references, so answers are not scored; a judge can score them.")
     elif missing:
-        notes.append(f"{missing} rows have no reference and are not scored.")
+        notes.append(f"{row_count(missing)} without a reference: not scored.")
     if len(rows) < 30 and kind != "open":
-        notes.append(f"Only {len(rows)} rows: differences must be large to be more than chance.")
+        notes.append(f"Only {row_count(len(rows))}: differences must be large to be more than chance.")
     if kind == "text" and "rougeL" not in metrics:
         notes.append("ROUGE-L is left out: the references are short, or not in the Latin alphabet it counts.")
     return notes

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sarto.wording import row_count
+
 RISE = 0.01
 """A validation loss this share above its lowest counts as risen."""
 BEST_RULE = (
@@ -78,7 +80,7 @@ def _by_scores(checkpoints: Sequence[CheckpointScores], rows: list[int], metric:
     near = [c for c in checkpoints if _is_within_error(values[top.name], values[c.name])]
     judged_by_loss = all(c.validation_loss is not None for c in near)
     best = min(near, key=_loss_then_step if judged_by_loss else lambda c: (0.0, c.step))
-    evidence = f"{metric} {means[best.name]:.4f} over {len(rows)} rows at step {best.step}"
+    evidence = f"{metric} {means[best.name]:.4f} over {row_count(len(rows))} at step {best.step}"
     if best is not top:
         evidence += f"; highest {means[top.name]:.4f} at {top.name}, within one standard error"
     if best.validation_loss is not None:

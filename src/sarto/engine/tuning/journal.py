@@ -80,6 +80,11 @@ class Journal:
             }
             self._events.scalars(found.step, values, entry.time)
 
+        if (scored := entry.assessment) is not None:
+            self._events.scalars(
+                scored.step, {f"/eval_{name}": mean for name, mean in scored.scores.items()}, entry.time
+            )
+
     def _line(self, entry: Progress) -> None:
         with around(f"tell {entry.kind}"):
             self._progress.write(entry.model_dump_json(exclude_defaults=True) + "\n")
