@@ -115,6 +115,23 @@ def test_the_typed_client_scores_instances_and_a_dataset(service: Service, answe
     assert response.aggregation_output.aggregation_results[0].exact_match_metric_value.score == pytest.approx(2 / 3)
 
 
+def test_the_older_sdk_evaluates_a_table(service: Service) -> None:
+    import pandas
+    import vertexai
+    from vertexai.evaluation import EvalTask, PointwiseMetric
+
+    vertexai.init(
+        project="demo", location="us-central1", credentials=service.credentials(), api_endpoint=service.address,
+        api_transport="rest",
+    )  # fmt: skip
+    tone = PointwiseMetric(metric="tone", metric_prompt_template="Rate {response} from 1 to 5")
+    table = pandas.DataFrame(ROWS)[["prompt", "reference", "response"]]
+    found = EvalTask(dataset=table, metrics=["exact_match", "rouge_l_sum", tone]).evaluate()
+    assert found.summary_metrics["exact_match/mean"] == pytest.approx(2 / 3)
+    assert found.summary_metrics["rouge_l_sum/mean"] == pytest.approx(2 / 3)
+    assert 1 <= found.summary_metrics["tone/mean"] <= 5
+
+
 def test_a_dataset_is_evaluated_for_the_vertexai_client(client: Any, http: httpx.Client, answered: str) -> None:
     from google.genai.types import GcsSource
     from vertexai._genai import types
