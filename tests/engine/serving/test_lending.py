@@ -85,6 +85,17 @@ def test_a_certificate_over_the_trainers_own_weights_has_the_same_numbers(
     assert all(len(weight) for weight in weights(decoder))
 
 
+def test_what_cannot_be_lent_is_left_alone(base: BaseWeights, tmp_path: Path) -> None:
+    quantised = base.model_copy(update={"quantisation": "int8"})
+    decoder = load(quantised, torch.float32)
+    with running_engine(dtype="float32") as asker:
+        asker.engine.lend(quantised, decoder)
+        assert all(len(weight) for weight in weights(decoder))
+        asker.engine.lend(base, load(base, torch.bfloat16))
+        assert asker.ask(base, request("x"))
+        asker.engine.give_back(base)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_form_of_a_matrix_leads_back_to_it(dtype: torch.dtype) -> None:
     plain = torch.randn(50, 64).to(dtype)

@@ -21,7 +21,7 @@ from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.products import Choice
-from sarto.engine.serving.runner import PromptChunk, Row, Runner
+from sarto.engine.serving.runner import PromptChunk, Row, Runner, can_be_lent
 from sarto.errors import FailedPrecondition
 from sarto.schema.examples import Example, RowFault
 from sarto.schema.runs import BaseWeights, ParityCertificate
@@ -61,9 +61,9 @@ def certify(
     lent: Decoder | None = None,
 ) -> ParityCertificate:
     """Compare serving with training on the last reply of each row; raises as `reply_logits` does. `lent`: the trainer's
-    own decoder, which serves first and computes for the trainer then: weights are in memory once, but for int8."""
+    own decoder, which serves first and computes for the trainer then: weights are in memory once, if it can be lent."""
     measured = Divergence()
-    if int8:
+    if lent is not None and (int8 or not can_be_lent(lent, base, dtype, device)):
         lent = None
     served_logits = reply_logits(base, adapter_folder, held_out, dtype=dtype, device=device, int8=int8, lent=lent)
     for tokens, served in list(served_logits) if lent is not None else served_logits:

@@ -26,7 +26,7 @@ from sarto.engine.serving.constraints import GrammarTokens
 from sarto.engine.serving.generation import Deliver, Generation, Order
 from sarto.engine.serving.memory import available_bytes
 from sarto.engine.serving.request import read_request
-from sarto.engine.serving.runner import Runner
+from sarto.engine.serving.runner import Runner, can_be_lent
 from sarto.engine.serving.scheduler import Limits, Scheduler
 from sarto.errors import RETRY_INFO, Internal, ResourceExhausted, SartoError, Unavailable
 from sarto.schema.generation import GenerateContentRequest
@@ -138,8 +138,8 @@ class Engine:
 
     def lend(self, base: BaseWeights, decoder: Decoder) -> None:
         """Answer for a base with a decoder that is in memory already, and that nobody else uses until `give_back`. One
-        of another precision or device is not taken: the base is loaded as any other."""
-        if (decoder.dtype, decoder.device) == (self.dtype, self.device) and self.options.dtype != "int8":
+        that cannot be lent is not taken: the base is loaded as any other."""
+        if can_be_lent(decoder, base, self.dtype, self.device) and self.options.dtype != "int8":
             with self._loading:
                 lent = _Base(base, self.tokenizer(base), self.device, self.dtype, self.options, decoder)
                 self._lent[base.digest] = self._bases[base.digest] = lent

@@ -25,6 +25,12 @@ TYPICAL_RANK = 16
 """What memory for adapters is shared out by; larger ones take more."""
 
 
+def can_be_lent(decoder: Decoder, base: BaseWeights, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether serving can work on training's own decoder: whole, here, and with the values it multiplies."""
+    is_plain = base.quantisation is None and not decoder.is_sharded
+    return is_plain and (decoder.dtype, decoder.device) == (dtype, device)
+
+
 @dataclass(eq=False)
 class Row:
     """One running sequence as the runner sees it: its tokens so far, its adapter, and where its cache lies."""
