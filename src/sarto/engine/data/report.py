@@ -70,66 +70,51 @@ def _refusal(training: Prepared, validation: Prepared | None, limits: Limits) ->
     return ""
 
 
+FINDINGS = {
+    "dropped": ("row cannot be used and is dropped; it is listed with its reason",
+                "rows cannot be used and are dropped; each is listed with its reason"),
+    "without_loss": ("row has no token to learn", "rows have no token to learn"),
+    "double_bos": ("row begins with two begin-of-text tokens", "rows begin with two begin-of-text tokens"),
+    "no_end_of_turn": ("row does not end with a token at which serving stops",
+                       "rows do not end with a token at which serving stops"),
+    "exact": ("row repeats an earlier one", "rows repeat an earlier one"),
+    "same_prompt": ("row gives another reply to a prompt that came before",
+                    "rows give another reply to a prompt that came before"),
+    "near": ("row is nearly the same as another", "rows are nearly the same as another"),
+    "overlap": ("validation row has its prompt in training", "validation rows have their prompt in training"),
+    "validation_dropped": ("validation row cannot be used and is dropped",
+                           "validation rows cannot be used and are dropped"),
+    "one_token": ("reply is a single token", "replies are a single token"),
+}  # fmt: skip
+"""What is said of one, and of many."""
+
+
 def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
     """What a person should look at, the worst first: `level` is error, warning or note."""
     found: list[tuple[str, str]] = []
     dataset, repeated = report["dataset"], report["duplicates"]
 
-    def say(level: str, count: int, one: str, many: str) -> None:
+    def say(level: str, count: int, what: str) -> None:
         if count:
-            found.append((level, counted(count, one, many)))
+            found.append((level, counted(count, *FINDINGS[what])))
 
     if refusal:
         found.append(("error", f"a job on this data would be refused: {refusal}"))
-    say(
-        "warning",
-        dataset["faults"]["count"],
-        "row cannot be used and is dropped; it is listed with its reason",
-        "rows cannot be used and are dropped; each is listed with its reason",
-    )
-    say("error", dataset["replies"]["without_loss"], "row has no token to learn", "rows have no token to learn")
-    say(
-        "error",
-        dataset["tokens"]["double_bos"],
-        "row begins with two begin-of-text tokens",
-        "rows begin with two begin-of-text tokens",
-    )
-    say(
-        "error",
-        dataset["tokens"]["no_end_of_turn"],
-        "row does not end with a token at which serving stops",
-        "rows do not end with a token at which serving stops",
-    )
+    say("warning", dataset["faults"]["count"], "dropped")
+    say("error", dataset["replies"]["without_loss"], "without_loss")
+    say("error", dataset["tokens"]["double_bos"], "double_bos")
+    say("error", dataset["tokens"]["no_end_of_turn"], "no_end_of_turn")
     for kind, count in dataset["secrets"]["counts"].items():
-        say(
-            "note" if kind == "e-mail address" else "warning",
-            count,
-            f"found of what looks like: {kind}",
-            f"found of what looks like: {kind}",
-        )
+        level = "note" if kind == "e-mail address" else "warning"
+        found.append((level, f"{count:,} found of what looks like: {kind}"))
     if repeated:
-        say("warning", repeated["exact_count"], "row repeats an earlier one", "rows repeat an earlier one")
-        say(
-            "warning",
-            repeated["same_prompt_count"],
-            "row gives another reply to a prompt that came before",
-            "rows give another reply to a prompt that came before",
-        )
-        say("note", repeated["near_count"], "row is nearly the same as another", "rows are nearly the same as another")
+        say("warning", repeated["exact_count"], "exact")
+        say("warning", repeated["same_prompt_count"], "same_prompt")
+        say("note", repeated["near_count"], "near")
     if "validation" in report:
-        say(
-            "warning",
-            report["validation"]["overlap"]["same_prompts"],
-            "validation row has its prompt in training",
-            "validation rows have their prompt in training",
-        )
-        say(
-            "warning",
-            report["validation"]["faults"]["count"],
-            "validation row cannot be used and is dropped",
-            "validation rows cannot be used and are dropped",
-        )
-    say("note", dataset["replies"]["one_token"], "reply is a single token", "replies are a single token")
+        say("warning", report["validation"]["overlap"]["same_prompts"], "overlap")
+        say("warning", report["validation"]["faults"]["count"], "validation_dropped")
+    say("note", dataset["replies"]["one_token"], "one_token")
     order = ("error", "warning", "note")
     return [{"level": level, "message": words} for level, words in sorted(found, key=lambda each: order.index(each[0]))]
 
