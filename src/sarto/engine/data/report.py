@@ -106,7 +106,8 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
     say("error", dataset["tokens"]["no_end_of_turn"], "no_end_of_turn")
     for kind, count in dataset["secrets"]["counts"].items():
         level = "note" if kind == "e-mail address" else "warning"
-        found.append((level, f"{count:,} found of what looks like: {kind}"))
+        if count:
+            found.append((level, f"{count:,} found of what looks like: {kind}"))
     if repeated:
         say("warning", repeated["exact_count"], "exact")
         say("warning", repeated["same_prompt_count"], "same_prompt")
