@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from sarto.control import models
 from sarto.control.context import Control
 from sarto.control.supervisor import Supervisor
 from sarto.schema.tuning_jobs import JobState
+from tests.api.doors import house
 from tests.control.homes import (
     create,
     make_control,
@@ -145,3 +147,21 @@ def test_a_dump_and_a_copy_of_the_folder_after_it_are_a_backup(server: Server, t
     deployed = models.resolve(again, member(again), ended["tunedModel"]["endpoint"])
     assert (Path(deployed.adapter_folder) / "adapter_model.safetensors").exists()
     again.database.close()
+
+
+def test_callers_are_told_that_the_database_is_away_and_served_again_when_it_is_back(
+    server: Server, tmp_path: Path
+) -> None:
+    asyncio.run(_ask_without_database(server, tmp_path))
+
+
+async def _ask_without_database(server: Server, tmp_path: Path) -> None:
+    path = "/v1/projects/demo/locations/us-central1/tuningJobs"
+    async with house(tmp_path / "home", database_url=server.new_database("asked")) as place:
+        place.account("some-caller", "roles/owner")
+        assert (await place.ask("some-caller", "GET", path)).status_code == 200
+        server.stop_at_once()
+        away = await place.ask("some-caller", "GET", path)
+        assert away.status_code == 503 and away.json()["error"]["status"] == "UNAVAILABLE", away.text
+        server.start()
+        assert (await place.ask("some-caller", "GET", path)).status_code == 200

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
+from sqlalchemy.exc import OperationalError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
@@ -40,6 +41,7 @@ from sarto.errors import (
     PayloadTooLarge,
     SartoError,
     Unauthenticated,
+    Unavailable,
 )
 from sarto.names import LocationName, ResourceName, check_location, check_project, parse_resource
 from sarto.schema.wire import Message, to_snake
@@ -314,7 +316,9 @@ class Doors:
                 shown = error
             else:
                 logger.exception("request failed", extra={"request": request_id, "path": scope["path"]})
-                shown = Internal(f"Internal error; the log has it under id {request_id}.")
+                away = Unavailable("The database does not answer now; try again in a moment.")
+                fault = Internal(f"Internal error; the log has it under id {request_id}.")
+                shown = away if isinstance(error, OperationalError) else fault
             if started:
                 raise
             await failure(shown)(scope, receive, send_with_id)
