@@ -26,10 +26,12 @@ from sarto.errors import SartoError
 from sarto.settings import Settings
 from sarto.storage import migrations
 from sarto.storage.database import Database
+from sarto.storage.private import is_memory, place_for
 from sarto.storage.tables import job_event
 
 LEAST_DISK_BYTES, ENOUGH_DISK_BYTES = 1_000_000_000, 5_000_000_000
 LEAST_MEMORY_BYTES = 1_500_000_000
+LEAST_PRIVATE_BYTES = 500_000_000
 MOST_SKEW_SECONDS = 5.0
 
 
@@ -63,7 +65,8 @@ def examine(home: Path | None) -> list[Finding]:
         return [Finding("settings", "fault", error.message, "Mend or remove that key.")]
     checks: tuple[tuple[str, Callable[[Settings], Finding]], ...] = (
         ("home", _home), ("database", _database), ("clock", _clock), ("disk", _disk), ("memory", _memory),
-        ("threads", _threads), ("base weights", _weights), ("port", _port), ("runs' network", _network),
+        ("threads", _threads), ("base weights", _weights), ("private folder", _private), ("port", _port),
+        ("runs' network", _network),
     )  # fmt: skip
     return [Finding("settings", "ok", str(settings.home / "config.toml")), *(_safe(*one, settings) for one in checks)]
 
@@ -177,6 +180,18 @@ def _network(settings: Settings) -> Finding:
     state: Literal["warning", "fault"] = "fault" if settings.run_without_network == "always" else "warning"
     advice = "Allow user namespaces (sysctl user.max_user_namespaces), or run where they are; see docs/operations.md."
     return Finding("runs' network", state, f"runs keep it: {reason}", advice)
+
+
+def _private(settings: Settings) -> Finding:
+    """Where what is sealed under customer keys is opened."""
+    place = place_for(settings.home, settings.private_folder)
+    there = next(path for path in (place, *place.parents) if path.exists())
+    found = f"{shutil.disk_usage(there).free / 1e9:.1f} GB free at {place}"
+    if not is_memory(place):
+        return Finding("private folder", "warning", f"{found}, on a disk", "Set private_folder to a tmpfs of yours.")
+    if shutil.disk_usage(there).free < LEAST_PRIVATE_BYTES:
+        return Finding("private folder", "warning", found, "Enough for small data only; containers take --shm-size.")
+    return Finding("private folder", "ok", found)
 
 
 def _port(settings: Settings) -> Finding:

@@ -135,9 +135,10 @@ def rotate_master(
     settings = settings_.load(home)
     data = settings.data_folder or settings.home
     given, file = settings.master_key.get_secret_value(), settings.master_key_file
-    if bool(given or file) != bool(to):
-        words = "Name the file of the new one with --to." if to is None else "It is the home's own; leave --to out."
-        raise InvalidArgument(f"The master key is {'set in the settings' if given or file else 'not'}. {words}")
+    if (given or file) and to is None:
+        raise InvalidArgument("The master key is set in the settings; name the file of the new one with --to.")
+    if to is not None and not (given or file):
+        raise InvalidArgument("The master key is the service's own; leave --to out.")
     with alone(settings.home):
         database = Database.in_home(settings.home, settings.database_url)
         try:
