@@ -178,8 +178,9 @@ def kinds(control: Control, name: ResourceName) -> list[str]:
 
 
 def test_a_paused_job_is_cancelled_at_once_and_fails_when_its_key_is_destroyed(
-    control: Control, supervise: Callable[[Control], Supervisor]
+    any_control: Control, supervise: Callable[[Control], Supervisor]
 ) -> None:
+    control = any_control
     name = make_key(control)
     supervise(control)
     first = create(control, "slow", **SPEC)
