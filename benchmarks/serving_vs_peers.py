@@ -149,9 +149,9 @@ def same_answers(base: BaseWeights, keys: list[AdapterKey], given: argparse.Name
     return {"float32 answers of 16 tokens": asked, "of them equal to transformers with peft": same}
 
 
-def int8_cost(base: BaseWeights) -> Rates:
+def int8_cost(base: BaseWeights, count: int) -> Rates:
     """Perplexity of the sample's replies under the base, by the precision of weights."""
-    rows = [parse_line(line, number) for number, line in enumerate(validation_rows(), 1)]
+    rows = [parse_line(line, number) for number, line in enumerate(validation_rows()[:count], 1)]
     found = {}
     for name, dtype, int8 in (
         ("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False), ("int8", torch.bfloat16, True),
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--llama-environment", type=Path, default=Path("build/llama-environment"))
     parser.add_argument("--identity", type=int, default=0, help="prompts whose float32 answers are compared")
     parser.add_argument("--no-first-token", action="store_true", help="leave out the time to the first token")
-    parser.add_argument("--cost", action="store_true", help="perplexity in float32, bfloat16 and int8")
+    parser.add_argument("--cost", type=int, default=0, help="rows whose perplexity is taken in each precision")
     parser.add_argument("--soak", type=float, default=0, help="seconds with 64 clients at the end")
     parser.add_argument("--sweep", type=float, default=0, help="seconds with each number of adapters, 1 to 1,000")
     parser.add_argument("--ours-only", action="store_true")
@@ -297,7 +297,7 @@ def main() -> None:
         if given.identity:
             rates["ours"] |= same_answers(base, keys, given)
         if given.cost:
-            rates["ours"] |= int8_cost(base)
+            rates["ours"] |= int8_cost(base, given.cost)
         if given.sweep:
             rates["ours"] |= sweep(base, keys, given.sweep, given.threads)
         if given.soak:
