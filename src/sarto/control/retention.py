@@ -134,14 +134,15 @@ def _of_ended(control: Control, folder: Path, seconds: float) -> Iterator[Path]:
 
 
 def _adapters(control: Control) -> int:
-    """Adapter folders that no checkpoint has. The lock that names objects keeps new references out meanwhile."""
+    """Adapter folders that no checkpoint has; by digest, for in a home that was moved rows name old paths. The lock
+    that names objects keeps new references out meanwhile."""
     removed = 0
     for folder in (control.home / "adapters").iterdir():
         if not _is_stale(folder):
             continue
         with control.database.transaction() as connection:
             lock(connection)
-            named = sa.select(checkpoint.c.job).where(checkpoint.c.adapter_folder == str(folder)).limit(1)
+            named = sa.select(checkpoint.c.job).where(checkpoint.c.adapter_digest == folder.name).limit(1)
             if connection.execute(named).first() is None:
                 removed += _remove(folder)
     return removed
