@@ -98,7 +98,7 @@ def test_collecting_all_the_time_disturbs_no_job(control: Control, supervise: Su
         retention.collect(control)
         return all(read(control, name)["state"] == "JOB_STATE_SUCCEEDED" for name in names)
 
-    wait_until(collected)
+    wait_until(collected, 60.0)
     for name in names:
         for checkpoint in read(control, name)["tunedModel"]["checkpoints"]:
             folder = Path(models.resolve(control, member(control), checkpoint["endpoint"]).adapter_folder)

@@ -206,8 +206,9 @@ class Client:
         except httpx.TransportError as error:
             raise _unreachable(self.connection.url, error) from None
 
-    def dataset(self, file: str) -> str:
-        """The `gs://` URI of a dataset: as given, or of the local file, uploaded unless it is there."""
+    def dataset(self, file: str, kms_key: str = "") -> str:
+        """The `gs://` URI of a dataset: as given, or of the local file, uploaded unless it is there. With a customer
+        key the bucket is another one, sealed under it."""
         if file.startswith("gs://"):
             return file
         path = Path(file)
@@ -217,8 +218,12 @@ class Client:
         except OSError as error:
             raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
         bucket, name = f"{self.project}-datasets", f"{digest[:16]}/{path.name}"
+        made: dict[str, Any] = {"name": bucket}
+        if kms_key:
+            made["name"] = bucket = f"{bucket}-{hashlib.sha256(kms_key.encode()).hexdigest()[:16]}"
+            made |= {"location": self.connection.location, "encryption": {"defaultKmsKeyName": kms_key}}
         if self._is_missing(f"/storage/v1/b/{bucket}"):
-            self.post("/storage/v1/b", {"name": bucket}, project=self.project)
+            self.post("/storage/v1/b", made, project=self.project)
         if self._is_missing(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"):
             with path.open("rb") as content:
                 self.request(

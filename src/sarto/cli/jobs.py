@@ -34,6 +34,8 @@ def tune(
     output_uri: Annotated[str, typer.Option(help="gs:// folder for the weights; open models only.")] = "",
     tuned_model: Annotated[str, typer.Option("--from", help="Tune this tuned model further.")] = "",
     checkpoint: Annotated[str, typer.Option(help="With --from: the checkpoint to start at.")] = "",
+    service_account: Annotated[str, typer.Option(help="Account whose rights in buckets the run has.")] = "",
+    kms_key: Annotated[str, typer.Option(help="Customer key that seals data, job and model: projects/P/….")] = "",
     label: Annotated[list[str] | None, typer.Option(help="Repeatable.", metavar="KEY=VALUE")] = None,
     last_checkpoint_only: Annotated[bool, typer.Option(help="Keep only the last checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it ends.")] = True,
@@ -41,9 +43,9 @@ def tune(
 ) -> None:
     """Create a supervised tuning job and watch it. Local files are uploaded to the project's datasets bucket first."""
     with client(context) as api:
-        spec: dict[str, Any] = {"trainingDatasetUri": api.dataset(training)}
+        spec: dict[str, Any] = {"trainingDatasetUri": api.dataset(training, kms_key)}
         if validation:
-            spec["validationDatasetUri"] = api.dataset(validation)
+            spec["validationDatasetUri"] = api.dataset(validation, kms_key)
         if last_checkpoint_only:
             spec["exportLastCheckpointOnly"] = True
         numbers = {
@@ -56,8 +58,14 @@ def tune(
         if given := {key: value for key, value in numbers.items() if value is not None}:
             spec["hyperParameters"] = given
         body: dict[str, Any] = {"supervisedTuningSpec": spec, **source(api, model, tuned_model, checkpoint)}
-        texts = {"tunedModelDisplayName": name, "outputUri": output_uri, "labels": labels(label or [])}
-        body |= {key: value for key, value in texts.items() if value}
+        others = {
+            "tunedModelDisplayName": name,
+            "outputUri": output_uri,
+            "serviceAccount": service_account,
+            "encryptionSpec": {"kmsKeyName": kms_key} if kms_key else None,
+            "labels": labels(label or []),
+        }
+        body |= {key: value for key, value in others.items() if value}
         job = api.post(f"/v1/{api.parent}/tuningJobs", body)
         if not wait:
             show(job, as_json)

@@ -82,11 +82,16 @@ def collect(control: Control) -> Counter[str]:
     return removed
 
 
+def _within(folder: Path) -> list[Path]:
+    """A home that has had no job yet lacks the folder."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 def _run_folders(control: Control) -> int:
     """Of live jobs the checkpoints of dead epochs; of ended jobs first resume points and unpublished checkpoints, after
     `keep_run_days` the rest; folders of jobs, exports and evaluations that are no more."""
     removed = 0
-    folders = {path.name: path for path in (control.home / "runs").iterdir() if path.is_dir()}
+    folders = {path.name: path for path in _within(control.home / "runs") if path.is_dir()}
     names = sorted(folders)
     for start in range(0, len(names), AT_ONCE):
         some = names[start : start + AT_ONCE]
@@ -137,7 +142,7 @@ def _adapters(control: Control) -> int:
     """Adapter folders that no checkpoint has; by digest, for in a home that was moved rows name old paths. The lock
     that names objects keeps new references out meanwhile."""
     removed = 0
-    for folder in (control.home / "adapters").iterdir():
+    for folder in _within(control.home / "adapters"):
         if not _is_stale(folder):
             continue
         with control.database.transaction() as connection:
