@@ -57,7 +57,7 @@ audit: $(AUDIT)/installed  ## known vulnerabilities of what is pinned; what coul
 	$(AUDIT)/bin/pip-audit -s osv --strict --no-deps --disable-pip -r constraints.txt
 
 ci-audit:  ## the same, as CI runs it: where the vulnerability service is out of reach it says that nothing was audited
-	@if $(PYTHON) -c "import socket; socket.create_connection(('api.osv.dev', 443), 10)" 2> /dev/null; then $(MAKE) audit; \
+	@if $(PYTHON) -c "import socket; socket.create_connection(('api.osv.dev', 443), 3)" 2> /dev/null; then $(MAKE) audit; \
 	else echo "NOT AUDITED: the vulnerability service cannot be reached from here"; fi
 
 bench: setup base  ## the programs in benchmarks/

@@ -137,11 +137,12 @@ class Bench:
         return Worker(command, clean_environment(os.environ) | self.threads, self.folder)
 
     def compare(self, name: str, data: str, steps: int) -> Measured:
-        """Peer and ours in turn on the same examples."""
+        """Peer and ours in turn on the same examples. The peer has one step more to do, for else it would end, and take
+        a core to do so, while ours takes its last one."""
         measured = Measured()
         peers = PEERS if self.given.device == "cpu" else GPU_PEERS
         command = [str(self.python), str(HERE / "peer.py"), *peers[name], "--base", str(self.base)]
-        command += ["--data", str(self.data[data]), "--steps", str(steps), "--device", self.given.device]
+        command += ["--data", str(self.data[data]), "--steps", str(steps + 1), "--device", self.given.device]
         peer = Worker(command, {**os.environ, **self.threads, "TOKENIZERS_PARALLELISM": "false"}, self.folder)
         ours = self.ours()
         for number in range(steps):

@@ -1,6 +1,6 @@
 """A random storm: jobs made, cancelled, supervisors and runs killed, or stopped for longer than their lease.
 
-`SARTO_STORM_SECONDS` sets how long it blows on each database (default 30), `SARTO_STORM_SEED` what happens.
+`SARTO_STORM_SECONDS` sets how long it blows on each database (default 60), `SARTO_STORM_SEED` what happens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.crash.worlds import (
     violations,
 )
 
-SECONDS = float(os.environ.get("SARTO_STORM_SECONDS", "30"))
+SECONDS = float(os.environ.get("SARTO_STORM_SECONDS", "60"))
 SEED = int(os.environ.get("SARTO_STORM_SEED", "7"))
 SUPERVISORS = 3
 

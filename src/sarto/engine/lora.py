@@ -181,8 +181,10 @@ def _layout(decoder: Decoder, shape: AdapterShape) -> Iterator[_Slot]:
 
 def _bordered(projection: Projection, columns: int) -> Tensor:
     weight = projection.weight
-    bordered = weight.new_zeros(projection.outputs + columns, projection.inputs + columns)
+    bordered = weight.new_empty(projection.outputs + columns, projection.inputs + columns)
     bordered[: projection.outputs, : projection.inputs] = weight
+    bordered[projection.outputs :] = 0
+    bordered[:, projection.inputs :] = 0
     return bordered
 
 
