@@ -86,6 +86,32 @@ def test_a_forked_run_gives_the_numbers_of_a_started_one_and_starts_at_once(
     assert found[1] < 1.5  # a process that imports torch takes longer than that before it does anything
 
 
+def test_runs_beside_and_after_one_another_keep_out_of_each_others_adapters(
+    tiny: BaseWeights, tmp_path: Path, warm: WarmExecutor
+) -> None:
+    """The first lays a large adapter around the base where it is, and is killed there."""
+
+    def spec(name: str, **parameters: object) -> RunSpec:
+        return make_spec(tiny, tmp_path / name, parameters=parameters, dtype="auto")
+
+    small: dict[str, object] = {"rank": 1, "target_modules": ["q_proj", "down_proj"]}
+    cold, small_cold = spec("cold"), spec("small-cold", **small)
+    finish(cold)
+    finish(small_cold)
+    doomed, beside = spec("doomed", rank=32, epoch_count=100_000), spec("beside")
+    start(warm, doomed, "doomed")
+    until(lambda: steps(doomed))
+    start(warm, beside)
+    assert wait(warm) == 0
+    assert steps(beside) == steps(cold)
+    warm.stop("doomed", 0.0)
+    for name, given, expected in (("after", small, small_cold), ("last", {}, cold)):
+        again = spec(name, **given)
+        start(warm, again)
+        assert wait(warm) == 0
+        assert steps(again) == steps(expected)
+
+
 def test_a_fault_of_the_machine_keeps_its_code_and_its_words(
     tiny: BaseWeights, tmp_path: Path, warm: WarmExecutor
 ) -> None:

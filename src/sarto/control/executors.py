@@ -30,12 +30,9 @@ KEPT_VARIABLES = frozenset(
 """What a run is given of the service's environment: no keys, no tokens, no settings."""
 
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
-DEFAULTS = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "2000",
-    "GLOO_SOCKET_IFNAME": LOOPBACK,
-    "NCCL_SOCKET_IFNAME": LOOPBACK,
-}
+LOOPBACK_ONLY = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+"""How threads wait for each other: they look this many times, then sleep."""
 
 
 class Executor(Protocol):
@@ -49,10 +46,11 @@ class Executor(Protocol):
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """For processes that compute. Idle threads of theirs soon sleep: two that spin on the same cores, a run and the
-    generation worker, make each other many times slower, and to sleep at once costs a lone run a sixth of its speed.
-    The ranks of a run speak over the loopback only."""
-    return DEFAULTS | {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+    """For processes that compute. Idle threads of theirs soon sleep, unless the environment says how they wait: two that
+    spin on the same cores, a run and the generation worker, make each other many times slower, and to sleep at once
+    costs a lone run a sixth of its speed. The ranks of a run speak over the loopback only."""
+    given = {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+    return LOOPBACK_ONLY | ({} if WAITING.keys() & given.keys() else WAITING) | given
 
 
 def confined(module: str, data_bytes: int = 0) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 ALL_TARGETS = tuple(name.split(".")[-1] for names in GROUPS.values() for name in names)
 """`q_proj`, `k_proj` …: every linear projection of a layer."""
+MAX_RANK = 32
+"""The largest `adapterSize` of the API, and what room is made for; a larger adapter moves the matrices instead."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class AdapterFile:
 class LoraAdapter(nn.Module):
     """The trainable adapter of one decoder; hand it to `Decoder.forward` as `adapters`.
 
-    Moves each adapted matrix that is kept as it is multiplied into a bordered one (see LoraWeights) and lets the
-    decoder's projection show into it, so a decoder serves one LoraAdapter at a time; the base's values stay.
+    Each adapted matrix that is kept as it is multiplied gets borders (see LoraWeights), in its room where it has some,
+    else by moving into a larger one that the decoder's projection then shows into. So a decoder serves one LoraAdapter
+    at a time; the base's values stay.
     """
 
     def __init__(self, decoder: Decoder, shape: AdapterShape, seed: int = 0) -> None:
@@ -129,8 +133,7 @@ class LoraAdapter(nn.Module):
                 b = tuple(next(found) for _ in cuts)
                 bordered = None
                 if isinstance(projection.matrix, Dense) and not decoder.is_sharded:
-                    bordered = _bordered(projection, self.shape.rank * len(cuts))
-                    projection.weight = bordered[: projection.outputs, : projection.inputs]
+                    bordered = _bordered(projection, projection.matrix, self.shape.rank * len(cuts))
                 self._parts[layer, group] = LoraWeights(
                     bordered, projection.bias, projection.outputs, projection.inputs, self.shape.rank,
                     self.shape.scale, tuple(cuts.values()), a, b, projection.matrix if bordered is None else None,
@@ -179,13 +182,43 @@ def _layout(decoder: Decoder, shape: AdapterShape) -> Iterator[_Slot]:
                 yield _Slot((f"{name}.lora_B",), (rows, shape.rank))
 
 
-def _bordered(projection: Projection, columns: int) -> Tensor:
-    weight = projection.weight
-    bordered = weight.new_empty(projection.outputs + columns, projection.inputs + columns)
-    bordered[: projection.outputs, : projection.inputs] = weight
-    bordered[projection.outputs :] = 0
-    bordered[:, projection.inputs :] = 0
+def _bordered(projection: Projection, matrix: Dense, columns: int) -> Tensor:
+    outputs, inputs, bordered = projection.outputs, projection.inputs, matrix.room
+    if bordered is None or len(bordered) < outputs + columns:
+        bordered = matrix.values.new_empty(outputs + columns, inputs + columns)
+        bordered[:outputs, :inputs] = matrix.values
+        projection.weight = bordered[:outputs, :inputs]
+    bordered = bordered[: outputs + columns, : inputs + columns]
+    bordered[outputs:] = 0
+    bordered[:, inputs:] = 0
     return bordered
+
+
+def make_room(decoder: Decoder) -> None:
+    """Move every matrix into memory that forked processes share, with room for the borders of any adapter.
+
+    A process that is alone with it lays its adapter there without touching fresh memory; any other must call
+    `leave_room` first, and moves into memory of its own. The base's values are only ever read."""
+    projections = [decoder.layer(index).projection(group) for index in range(decoder.config.layers) for group in GROUPS]
+    kept = [(each, each.matrix, MAX_RANK * len(each.names)) for each in projections if isinstance(each.matrix, Dense)]
+    sizes = [(matrix.shape[0] + border, matrix.shape[1] + border) for _, matrix, border in kept]
+    if not kept:
+        return
+    memory, at = mmap(-1, sum(map(math.prod, sizes)) * decoder.dtype.itemsize), 0
+    for (projection, matrix, _), size in zip(kept, sizes, strict=True):
+        # each a tensor of its own, so that autograd takes no writing beside one for a writing into another
+        room = torch.frombuffer(memory, dtype=decoder.dtype, count=math.prod(size), offset=at).view(size)
+        at += room.nbytes
+        corner = room[: projection.outputs, : projection.inputs]
+        corner.copy_(matrix.values)
+        projection.matrix = Dense(corner, room)
+
+
+def leave_room(decoder: Decoder) -> None:
+    """Another process lays its adapter there: keep out of it."""
+    for module in decoder.modules():
+        if isinstance(module, Dense):
+            module.room = None
 
 
 def write_adapter(adapter: LoraAdapter, folder: Path, base_name: str) -> None:

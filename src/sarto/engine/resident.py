@@ -3,7 +3,8 @@
 `python -m sarto.engine.resident IDLE_SECONDS` serves its standard input, a socket, until it closes or nobody asked for
 a run for so long. A request is the path of a spec, with two descriptors: the run's connection, and its log. One thread
 and no OpenMP team here, so that forking is safe; bases are kept for processors only, since a GPU cannot be shared by
-forking. Weights are shared between the runs of a base, page by page. Knows no jobs.
+forking. Weights are shared between the runs of a base; a run that is alone lays its adapter around them where they are.
+Knows no jobs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from sarto.engine import run
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.load import load_base
+from sarto.engine.lora import leave_room, make_room
 from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.tuning.memory import free_memory_bytes
 from sarto.schema.runs import RunSpec
@@ -101,6 +103,7 @@ class Resident:
             return
         decoder = load_base(spec.base, native_dtype(device), device)
         decoder.ops = choose_operations(device)
+        make_room(decoder)
         self._loaded = run.Loaded(spec.base, tokenizer, decoder)
 
     def _become_run(self, connection: socket.socket, log: int, path: str) -> None:
@@ -118,6 +121,8 @@ class Resident:
             for source, target in ((connection.fileno(), 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
             os.chdir(Path(path).parent)
+            if self._runs and self._loaded and self._loaded.decoder:
+                leave_room(self._loaded.decoder)
             code = run.main([path], self._loaded)
         except Exception:
             traceback.print_exc()  # as the interpreter would, if this process were left to it

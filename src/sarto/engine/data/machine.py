@@ -10,7 +10,7 @@ import torch
 from sarto.engine.data.forecast import Machine
 
 SIZE = 1024
-SECONDS = 0.06
+SECONDS = 0.03
 
 
 def measure(threads: int) -> Machine:
@@ -21,18 +21,18 @@ def measure(threads: int) -> Machine:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        speed = max(_speed("cpu", kind) for kind in (torch.float32, torch.bfloat16))
+        speed = _speed("cpu", max((torch.float32, torch.bfloat16), key=lambda kind: _speed("cpu", kind, 0.0)))
     finally:
         torch.set_num_threads(before)
     return Machine("cpu", threads, speed, _free_memory())
 
 
-def _speed(device: str, kind: torch.dtype) -> float:
+def _speed(device: str, kind: torch.dtype, seconds: float = SECONDS) -> float:
     """Floating-point operations per second of a square product: the fastest of a moment, least moved by other load."""
     one = torch.ones(SIZE, SIZE, dtype=kind, device=device)
     float((one @ one)[0, 0])
-    best, until = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < until:
+    best, until = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < until:
         started = time.perf_counter()
         product = one @ one
         float(product[0, 0])  # waits for an accelerator

@@ -12,10 +12,12 @@ from sarto.engine.ops.quantised import Quantisation, pack, unpack
 
 
 class Dense(nn.Module):
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, room: Tensor | None = None) -> None:
         super().__init__()
         self.values = nn.Parameter(values, requires_grad=False)
         self.shape = values.shape
+        self.room = room
+        """A larger matrix whose first corner is `values`; what lies beyond belongs to whoever lays an adapter there."""
 
     def forward(self) -> Tensor:
         return self.values

@@ -17,7 +17,7 @@ from torch import Tensor
 from sarto.engine.ops.segments import Block, Segments, seen
 
 Activation = Literal["silu", "gelu_tanh"]
-LOSS_ROWS = 128
+LOSS_ROWS = 256
 """Rows of logits that are in memory at once: (LOSS_ROWS, V)."""
 
 
