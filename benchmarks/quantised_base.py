@@ -1,4 +1,4 @@
-"""What a quantised base costs: the same tuning on the base as it is, in int8 and in NF4, one after the other.
+"""What precision costs: the same tuning in float32, on the base as it is, in int8 and in NF4, one after the other.
 
 For each form: bytes the base takes, loss on the validation rows before any tuning and after the same steps, and
 processor seconds of a step. Needs the small base; `--json` prints one object.
@@ -21,7 +21,10 @@ from sarto.engine.tuning.session import Rows, Session
 from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, RunSpec, TuningParameters
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "support_tickets"
-FORMS = (None, "int8", "nf4")
+AS_IT_IS = "as it is"
+FORMS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"}, AS_IT_IS: {}, "int8": {"quantisation": "int8"}, "nf4": {"quantisation": "nf4"},
+}  # fmt: skip
 
 
 def rows(name: str, tokenizer: ChatTokenizer, cache: Path) -> Rows:
@@ -31,12 +34,15 @@ def rows(name: str, tokenizer: ChatTokenizer, cache: Path) -> Rows:
     return Rows.of(prepare(dataset, tokenizer, max_tokens=2048, cache_folder=str(cache), limits=limits).store)
 
 
-def measure(given: argparse.Namespace, form: Any, training: Rows, validation: Rows, folder: Path) -> dict[str, Any]:
-    base = BaseWeights(name="base", folder=str(given.base), digest=str(form), quantisation=form)
+def measure(
+    given: argparse.Namespace, form: dict[str, Any], training: Rows, validation: Rows, folder: Path
+) -> dict[str, Any]:
+    base = BaseWeights(name="base", folder=str(given.base), digest=str(form), quantisation=form.get("quantisation"))
     dataset = DatasetRef(uri="train.jsonl", path="train.jsonl", size_bytes=1)
     spec = RunSpec(
         job="bench", epoch=1, run_folder=str(folder), base=base, training_dataset=dataset, threads=given.threads,
         parameters=TuningParameters(rank=16, alpha=32.0), max_tokens_per_example=2048, cache_folder=str(folder),
+        dtype=form.get("dtype", "auto"),
     )  # fmt: skip
     chosen = ChosenParameters(
         rank=16, alpha=32.0, epoch_count=given.epochs, batch_size=8, learning_rate=2e-4, warmup_steps=2, total_steps=0,
@@ -68,8 +74,8 @@ def main() -> None:
     tokenizer = ChatTokenizer.load(given.base)
     with tempfile.TemporaryDirectory() as folder:
         training, validation = (rows(name, tokenizer, Path(folder)) for name in ("train", "validation"))
-        found = {form or "as it is": measure(given, form, training, validation, Path(folder)) for form in FORMS}
-    plain = found["as it is"]
+        found = {name: measure(given, form, training, validation, Path(folder)) for name, form in FORMS.items()}
+    plain = found[AS_IT_IS]
     for form in found.values():
         form["seconds_over_plain"] = round(form["processor_seconds_per_step"] / plain["processor_seconds_per_step"], 3)
         form["loss_after_over_plain"] = round(form["loss_after"] / plain["loss_after"], 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,22 +189,41 @@ def first_token_seconds(base: BaseWeights, keys: list[AdapterKey], given: argpar
 
 
 def soak(base: BaseWeights, keys: list[AdapterKey], seconds: float, threads: int) -> Rates:
-    """64 clients, mixed adapters: answers, errors, and what the peak of memory still grew by in the second half."""
+    """64 clients, mixed adapters, one engine: answers, errors, and the memory of its process at every answer."""
+    torch.set_num_threads(threads)
     engine = Engine(EngineOptions(threads=threads))
     try:
         streams = Streams(engine, base, keys)
-        peaks: list[int] = []
+        held: list[tuple[float, float]] = []
 
-        def stop(done: int, passed: float) -> bool:
-            if passed > seconds / 2 and not peaks:
-                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        def stop(_: int, passed: float) -> bool:
+            held.append((passed, resident_mib()))
             return passed > seconds
 
         answers = streams.run(64, lambda n: f"Story {n}: " + "word " * (n % 200), 48, stop)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peaks[0]) / 1024
-        return {"soak answers": len(answers), "soak errors": len(streams.errors), "soak growth of peak, MiB": grown}
     finally:
         engine.close()
+    fifths = [[mib for at, mib in held if part <= 5 * at / seconds < part + 1] for part in range(5)]
+    medians = [statistics.median(part) for part in fifths]
+    slope = statistics.linear_regression(*zip(*((at, mib) for at, mib in held if at > seconds / 5), strict=True)).slope
+    return {
+        "soak answers": len(answers),
+        "soak errors": len(streams.errors),
+        **{f"soak memory, fifth {number} of 5, MiB": value for number, value in enumerate(medians, 1)},
+        "soak memory, most, MiB": max(mib for _, mib in held),
+        "soak slope after the first fifth, MiB a minute": 60 * slope,
+    }
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def in_a_process_of_its_own(function: Callable[..., Rates], *given: Any) -> Rates:
+    """So that its memory is the engine's and nothing else's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *given).result()
 
 
 def sweep(base: BaseWeights, keys: list[AdapterKey], seconds: float, threads: int) -> Rates:
@@ -301,7 +322,7 @@ def main() -> None:
         if given.sweep:
             rates["ours"] |= sweep(base, keys, given.sweep, given.threads)
         if given.soak:
-            rates["ours"] |= soak(base, keys, given.soak, given.threads)
+            rates["ours"] |= in_a_process_of_its_own(soak, base, keys, given.soak, given.threads)
     show(rates, given)
 
 
