@@ -1,6 +1,7 @@
 """What of vLLM's HTTP the client uses, as a process with a real port and no model: models, adapters, completions.
 
-An answer says who gives it and how many tokens it was given. With seed 7 it never ends; with seed 8 it breaks off.
+An answer says who gives it and how many tokens it was given; one that must follow a grammar is what llguidance, which
+vLLM uses for it, lets through byte by byte. With seed 7 it never ends; with seed 8 it breaks off, with seed 9 it calls.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from llguidance import LLMatcher, LLTokenizer, grammar_from
 
 KEY = "vllm-key-0123456789"
-CONTEXT = 512
+CONTEXT = 2048
+VERSION = "0.14.0"
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
 
 @contextmanager
-def vllm_server(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def vllm_server(port: int = 0, version: str = VERSION) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Its address, and the process; it ends with the block."""
     environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    command = [sys.executable, "-m", "tests.vllm_server", str(port)]
+    command = [sys.executable, "-m", "tests.vllm_server", str(port), version]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert child.stdout is not None
     try:
@@ -50,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/hung-up":
             self._answer(200, {"hungUp": self.hung_up.wait(10)})
+        elif self.path == "/version":
+            self._answer(200, {"version": sys.argv[2] if len(sys.argv) > 2 else VERSION})
         elif self._is_let_in():
             base = {"id": "tiny", "max_model_len": CONTEXT, "parent": None}
             rows = [{"id": name, "root": path, "parent": "tiny"} for name, path in self.adapters.items()]
@@ -86,7 +92,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        words = [f"{body['model']} ", f"read {len(body['prompt'])} ", "tokens"][: body["max_tokens"]]
+        words = [f"{body['model']} ", f"read {len(body['prompt'])} ", "tokens"]
+        if "structured_outputs" in body:
+            words = list(_follow(body["structured_outputs"]["grammar"]))
+        elif body.get("seed") == 9:
+            words = ["Let me see. ", *CALL]
+        words = words[: body["max_tokens"]]
         for number, word in enumerate(words):
             for index in range(body["n"]):
                 last = number == len(words) - 1 and body.get("seed") not in (7, 8)
@@ -129,6 +140,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nobody reads it."""
+
+
+def _follow(grammar: str) -> str:
+    """The first answer in the order of bytes that the grammar lets through, without space that it does not need."""
+    matcher = LLMatcher(LLTokenizer("byte"), grammar_from("grammar", grammar))
+    assert not matcher.is_error(), matcher.get_error()
+    found = bytearray()
+    while not matcher.is_stopped():
+        bits = matcher.compute_bitmask()
+        allowed = [byte for byte in range(256) if bits[byte // 8] >> byte % 8 & 1]
+        if not allowed:
+            break
+        byte = next((each for each in allowed if each not in b" \n"), allowed[0])
+        matcher.consume_token(byte)
+        found.append(byte)
+    return found.decode()
 
 
 def main() -> None:

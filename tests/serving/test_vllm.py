@@ -22,7 +22,7 @@ from sarto.serving.vllm_server import VllmServer
 from sarto.serving.worker_client import WorkerGenerator
 from tests.serving.making import make_adapter, request
 from tests.tiny import make_tiny_base
-from tests.vllm_server import KEY, held, vllm_server
+from tests.vllm_server import CALL, KEY, held, vllm_server
 
 
 @pytest.fixture(scope="module")
@@ -123,24 +123,81 @@ def test_an_adapter_that_vllm_refuses_or_is_not_given_is_an_error_with_the_reaso
     asyncio.run(test())
 
 
+WEATHER = {
+    "name": "weather",
+    "parameters": {
+        "type": "OBJECT",
+        "properties": {"city": {"type": "STRING", "enum": ["Rome"]}},
+        "required": ["city"],
+    },
+}
+TOOLS = [{"functionDeclarations": [WEATHER, {"name": "other"}]}]
+
+
+async def parts(generator: VllmGenerator, base: BaseWeights, **more: Any) -> list[dict[str, Any]]:
+    config = {"maxOutputTokens": 200} | more.pop("generationConfig", {})
+    asked = GenerateContentRequest.read({**request().to_json(), "generationConfig": config, **more})
+    (candidate,) = (await collect(generator.generate(Target(base), asked))).candidates
+    assert candidate.finish_reason is FinishReason.STOP
+    assert candidate.content is not None
+    return [part.to_json() for part in candidate.content.parts]
+
+
+def test_schemas_enums_and_calls_reach_vllm_as_the_grammar_our_worker_would_follow(
+    tmp_path: Path, base: BaseWeights
+) -> None:
+    async def test() -> None:
+        with vllm_server() as (address, _):
+            async with client(tmp_path, address) as generator:
+                config = {"responseMimeType": "application/json", "responseSchema": WEATHER["parameters"]}
+                assert await parts(generator, base, generationConfig=config) == [{"text": '{"city":"Rome"}'}]
+                config = {
+                    "responseMimeType": "text/x.enum",
+                    "responseSchema": {"type": "STRING", "enum": ["yes", "yé"]},
+                }
+                assert await parts(generator, base, generationConfig=config) in ([{"text": "yes"}], [{"text": "yé"}])
+                forced = {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["weather"]}}
+                call = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
+                assert await parts(generator, base, tools=TOOLS, toolConfig=forced) == [call]
+                seed = {"generationConfig": {"seed": 9}}
+                free = await parts(generator, base, tools=TOOLS, **seed)
+                oslo = {"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}
+                assert free == [{"text": "Let me see. "}, oslo]
+                never = {"functionCallingConfig": {"mode": "NONE"}}
+                (text,) = await parts(generator, base, tools=TOOLS, toolConfig=never, **seed)
+                assert text == {"text": "Let me see. " + CALL}
+
+    asyncio.run(test())
+
+
+def test_a_vllm_that_would_ignore_a_grammar_is_refused(tmp_path: Path, base: BaseWeights) -> None:
+    async def test() -> None:
+        with vllm_server(version="0.10.2") as (address, _):
+            async with client(tmp_path, address) as generator:
+                with pytest.raises(FailedPrecondition, match=r"vLLM 0\.10\.2 cannot .*0\.11 or newer"):
+                    await parts(generator, base, generationConfig={"responseMimeType": "application/json"})
+                assert await said(generator, Target(base), request())
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"tools": [{"functionDeclarations": [{"name": "f"}]}]}, "tools"),
         ({"generationConfig": {"responseLogprobs": True}}, "response_logprobs"),
-        ({"generationConfig": {"responseMimeType": "application/json"}}, "response_mime_type"),
         ({"generationConfig": {"responseSchema": {"type": "STRING"}}}, "response_schema"),
+        ({"generationConfig": {"responseMimeType": "application/json", "responseSchema": {"type": "X"}}}, "schema"),
+        ({"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}, "mode"),
     ],
 )
-def test_what_is_not_translated_for_vllm_is_refused_by_its_field(
+def test_what_cannot_be_honoured_is_refused_by_its_field(
     tmp_path: Path, base: BaseWeights, more: dict[str, Any], field: str
 ) -> None:
     async def test() -> None:
         async with client(tmp_path, "http://127.0.0.1:9") as generator:
             asked = GenerateContentRequest.read({**request().to_json(), **more})
-            with pytest.raises(InvalidArgument) as fault:
+            with pytest.raises(InvalidArgument, match=field):
                 await said(generator, Target(base), asked)
-            assert field in fault.value.violations[0].field
 
     asyncio.run(test())
 

@@ -46,9 +46,9 @@ class Executor(Protocol):
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """For processes that compute. Idle threads of theirs soon sleep, unless the environment says how they wait: two that
-    spin on the same cores, a run and the generation worker, make each other many times slower, and to sleep at once
-    costs a lone run a sixth of its speed. The ranks of a run speak over the loopback only."""
+    """For processes that compute. Idle threads of theirs soon sleep, unless the environment says how they wait: two
+    that spin on the same cores, a run and the generation worker, make each other many times slower, and to sleep at
+    once costs a lone run a sixth of its speed. The ranks of a run speak over the loopback only."""
     given = {name: environ[name] for name in KEPT_VARIABLES if name in environ}
     return LOOPBACK_ONLY | ({} if WAITING.keys() & given.keys() else WAITING) | given
 

@@ -1,8 +1,9 @@
 """A `Generator` over a vLLM server that serves one base, with the adapters of all models on it loaded beside it.
 
-The prompt is rendered and encoded by our own worker and sent as token ids, so that vLLM answers exactly what training
-had in front of it. Which adapters vLLM must hold is asked of the database (`wanted`), again and again: whoever of the
-two restarts, `keep` brings them together. Adapters are named by their bytes; no name of a client ever reaches vLLM.
+A request is read by our own worker: its prompt goes to vLLM as token ids, so that vLLM answers exactly what training
+had in front of it, and the form of the answer as the grammar that the worker itself would follow. Which adapters vLLM
+must hold is asked of the database (`wanted`), again and again: whoever of the two restarts, `keep` brings them
+together. Adapters are named by their bytes; no name of a client ever reaches vLLM.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import orjson
 
+from sarto.engine.serving.reply import Reply
 from sarto.errors import (
     RETRY_INFO,
     FailedPrecondition,
@@ -24,7 +26,6 @@ from sarto.errors import (
     ResourceExhausted,
     SartoError,
     Unavailable,
-    Unimplemented,
 )
 from sarto.schema.generation import (
     Candidate,
@@ -44,11 +45,10 @@ PREFIX = "sarto-"
 """Of every adapter's name in vLLM: what begins otherwise is not ours, and left alone."""
 SECONDS = 2.0
 CONFIG = "generation_config"
-REFUSED = ("response_schema", "response_json_schema", "response_logprobs", "logprobs", "speech_config", "image_config",
-           "routing_config", "model_selection", "audio_timestamp", "media_resolution", "translation_config",
-           "enable_affective_dialog", "enable_enhanced_civic_answers", "audio_transcription_config",
-           "response_format")  # fmt: skip
-"""Fields that Sarto's own worker reads or refuses, and that are not translated for vLLM."""
+REFUSED = ("response_logprobs", "logprobs")
+"""Fields that Sarto's own worker honours, and that are not translated for vLLM."""
+GRAMMARS_SINCE = (0, 11)
+"""vLLM's version that takes `structured_outputs`; an older one would ignore it."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,14 @@ class VllmGenerator:
             raise ResourceExhausted(f"{self._asked} requests are at vLLM already; try again in a moment.", [detail])
         self._asked += 1
         try:
-            prompt = await self._worker.inspect(target, "prompt", _prompt(request))
-            body |= {"prompt": prompt["tokenIds"], "stop_token_ids": prompt["endIds"]}
+            form = await self._worker.inspect(target, "prompt", request.to_json())
+            body |= {"prompt": form["tokenIds"], "stop_token_ids": form["endIds"]}
             body["model"] = await self._name(target)
-            async with aclosing(self._answers(body)) as answers:
+            if form["grammar"]:
+                await self._check_grammars()
+                body["structured_outputs"] = {"grammar": form["grammar"]}
+            replies = [Reply(frozenset(form["functions"])) for _ in range(body["n"])]
+            async with aclosing(self._answers(body, replies)) as answers:
                 async for answer in answers:
                     yield answer
         finally:
@@ -195,7 +199,17 @@ class VllmGenerator:
             raise _fault(answer.status_code, answer.content)
         return answer
 
-    async def _answers(self, body: dict[str, Any]) -> AsyncGenerator[GenerateContentResponse]:
+    async def _check_grammars(self) -> None:
+        version = str((await self._call("/version", None)).json()["version"])
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+        if numbers < GRAMMARS_SINCE:
+            least = ".".join(map(str, GRAMMARS_SINCE))
+            raise FailedPrecondition(
+                f"vLLM {version} cannot be held to a schema or made to call a function; {least} or newer can. "
+                "Ask for plain text, or serve this model with Sarto's own worker."
+            )
+
+    async def _answers(self, body: dict[str, Any], replies: Sequence[Reply]) -> AsyncGenerator[GenerateContentResponse]:
         """vLLM's pieces; the last is held back until it is known what all of it counts."""
         room = self._context - len(body["prompt"])
         if room < 1:
@@ -219,7 +233,7 @@ class VllmGenerator:
                     piece = orjson.loads(data)
                     if "error" in piece:
                         raise _fault(500, data.encode())
-                    usage, candidates = _usage(piece.get("usage")), _candidates(piece.get("choices", ()))
+                    usage, candidates = _usage(piece.get("usage")), _candidates(piece.get("choices", ()), replies)
                     if candidates:
                         if held is not None:
                             yield held
@@ -237,20 +251,11 @@ class VllmGenerator:
 
 
 def _read(request: GenerateContentRequest) -> dict[str, Any]:
-    """The request in vLLM's words. Raises InvalidArgument, by its field, for what is not translated."""
-    if request.cached_content:
-        raise Unimplemented("cachedContent is not supported.")
-    if request.model_armor_config:
-        raise Unimplemented("modelArmorConfig is not supported: no filter would screen prompt or answer.")
-    for field in ("tools", "tool_config"):
-        if getattr(request, field):
-            raise InvalidArgument.field(field, "Models on vLLM are not given functions; leave it out.")
+    """How to continue, in vLLM's words. Raises InvalidArgument, by its field, for what is not translated."""
     config = request.generation_config or GenerationConfig()
-    for name in REFUSED:
-        if name in config.model_dump(include={name}, exclude_none=True):
+    for name in config.model_dump(include=set(REFUSED), exclude_none=True):
+        if getattr(config, name):
             raise InvalidArgument.field(f"{CONFIG}.{name}", "Models on vLLM cannot honour it; leave it out.")
-    if config.response_mime_type not in ("", "text/plain"):
-        raise InvalidArgument.field(f"{CONFIG}.response_mime_type", "Models on vLLM answer in plain text only.")
     found: dict[str, Any] = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -270,20 +275,16 @@ def _read(request: GenerateContentRequest) -> dict[str, Any]:
     return found
 
 
-def _prompt(request: GenerateContentRequest) -> dict[str, Any]:
-    whole = request.to_json()
-    return {name: whole[name] for name in ("contents", "systemInstruction") if name in whole}
-
-
-def _candidates(choices: Sequence[dict[str, Any]]) -> list[Candidate]:
-    return [
-        Candidate(
-            index=choice["index"],
-            content=Content(role="model", parts=[Part(text=choice["text"])] if choice["text"] else []),
-            finish_reason=_reason(choice.get("finish_reason")),
-        )
-        for choice in choices
-    ]
+def _candidates(choices: Sequence[dict[str, Any]], replies: Sequence[Reply]) -> list[Candidate]:
+    """Text that may yet turn out to be a call stays in the reply."""
+    found = []
+    for choice in choices:
+        reply, reason = replies[choice["index"]], _reason(choice.get("finish_reason"))
+        parts = reply.push(choice["text"]) + (reply.finish() if reason else [])
+        if parts or reason:
+            content = Content(role="model", parts=[Part.model_validate(part) for part in parts])
+            found.append(Candidate(index=choice["index"], content=content, finish_reason=reason))
+    return found
 
 
 def _reason(reason: str | None) -> FinishReason | None:

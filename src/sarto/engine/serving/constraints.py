@@ -37,10 +37,11 @@ class GrammarTokens:
 
 
 class Grammar:
-    """A grammar compiled for one vocabulary. Raises InvalidArgument, naming the field, where it has no meaning."""
+    """A grammar in llguidance's dialect of Lark, compiled for one vocabulary. Raises InvalidArgument, naming the field,
+    where it has no meaning."""
 
     def __init__(self, tokens: GrammarTokens, source: str, field: str) -> None:
-        self._matcher = LLMatcher(tokens.tokenizer, source, log_level=0)
+        self._matcher = LLMatcher(tokens.tokenizer, LLMatcher.grammar_from_lark(source), log_level=0)
         if self._matcher.is_error():
             raise InvalidArgument.field(field, f"This schema cannot be followed: {self._matcher.get_error()}")
 
@@ -88,7 +89,7 @@ def answer_grammar(config: GenerationConfig) -> tuple[str, str] | None:
         schema = json_schema(google)
     elif standard is not None:
         schema = standard
-    return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS), field
+    return _lark(_json(schema)), field
 
 
 def call_grammar(tools: tuple[dict[str, Any], ...]) -> tuple[str, str]:
@@ -102,8 +103,7 @@ def call_grammar(tools: tuple[dict[str, Any], ...]) -> tuple[str, str]:
         }
         for tool in tools
     ]
-    schema = json.dumps({"anyOf": calls, "x-guidance": JSON_OPTIONS}, ensure_ascii=False)
-    rules = f'"<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {schema}'
+    rules = f'"<tool_call>\\n" call "\\n</tool_call>"\ncall: {_json({"anyOf": calls})}'
     return _lark(rules), "tools"
 
 
@@ -133,5 +133,9 @@ def json_schema(schema: Any) -> Any:
     return {"anyOf": [found, {"type": "null"}]} if schema.get("nullable") is True else found
 
 
+def _json(schema: dict[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS}, ensure_ascii=False)}"
+
+
 def _lark(rule: str) -> str:
-    return LLMatcher.grammar_from_lark(f"start: {rule}\n")
+    return f"start: {rule}\n"

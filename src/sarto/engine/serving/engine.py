@@ -20,6 +20,7 @@ import torch
 
 from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
+from sarto.engine.families.load import read_config
 from sarto.engine.ops.choose import native_dtype
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.constraints import GrammarTokens
@@ -58,16 +59,16 @@ class _Base:
         self,
         base: BaseWeights,
         tokenizer: ChatTokenizer,
+        grammars: GrammarTokens,
         device: torch.device,
         dtype: torch.dtype,
         options: EngineOptions,
         lent: Decoder | None = None,
     ) -> None:
-        folder = Path(base.folder)
         free = available_bytes()
         cache_bytes = options.cache_bytes or free // 4
         self.name = base.name
-        self.tokenizer = tokenizer
+        self.tokenizer, self.grammars = tokenizer, grammars
         self.runner = Runner(
             base,
             dtype,
@@ -79,7 +80,6 @@ class _Base:
             lent=lent,
         )
         self.context = self.runner.config.context
-        self.grammars = GrammarTokens(folder, self.runner.config.vocabulary, self.tokenizer.end_of_turn_ids)
         self.scheduler = Scheduler(
             self.runner, Limits(options.max_rows, max(1, cache_bytes // self.runner.shape.token_bytes))
         )
@@ -97,6 +97,7 @@ class Engine:
         self._lent: dict[str, _Base] = {}
         self._loading = threading.Lock()
         self._tokenizers: dict[str, ChatTokenizer] = {}
+        self._grammars: dict[str, GrammarTokens] = {}
         self._reading = threading.Lock()
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], object]] = []
@@ -141,7 +142,7 @@ class Engine:
         that cannot be lent is not taken: the base is loaded as any other."""
         if can_be_lent(decoder, base, self.dtype, self.device) and self.options.dtype != "int8":
             with self._loading:
-                lent = _Base(base, self.tokenizer(base), self.device, self.dtype, self.options, decoder)
+                lent = self._load(base, decoder)
                 self._lent[base.digest] = self._bases[base.digest] = lent
 
     def give_back(self, base: BaseWeights) -> None:
@@ -168,7 +169,7 @@ class Engine:
             found = self._bases.get(base.digest)
             if found is None:
                 began = time.perf_counter()
-                found = _Base(base, self.tokenizer(base), self.device, self.dtype, self.options)
+                found = self._load(base)
                 logger.info("base loaded", extra={"base": base.name, "seconds": time.perf_counter() - began})
                 idle = [digest for digest, other in self._bases.items()
                         if not other.scheduler.has_work and digest not in self._lent]  # fmt: skip
@@ -184,6 +185,19 @@ class Engine:
             if base.digest not in self._tokenizers:
                 self._tokenizers[base.digest] = ChatTokenizer.load(base.folder)
             return self._tokenizers[base.digest]
+
+    def grammars(self, base: BaseWeights) -> GrammarTokens:
+        """The vocabulary as grammars see it, without the weights."""
+        tokenizer = self.tokenizer(base)
+        with self._reading:
+            if base.digest not in self._grammars:
+                folder = Path(base.folder)
+                vocabulary = read_config(folder).vocabulary
+                self._grammars[base.digest] = GrammarTokens(folder, vocabulary, tokenizer.end_of_turn_ids)
+            return self._grammars[base.digest]
+
+    def _load(self, base: BaseWeights, lent: Decoder | None = None) -> _Base:
+        return _Base(base, self.tokenizer(base), self.grammars(base), self.device, self.dtype, self.options, lent)
 
     @property
     def waiting(self) -> int:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sarto.engine.data.questions import dataset_report, dataset_row
+from sarto.engine.serving.constraints import Grammar
 from sarto.engine.serving.engine import Engine
-from sarto.engine.serving.request import prompt_tokens
+from sarto.engine.serving.request import prompt_tokens, read_form
 from sarto.errors import FailedPrecondition, InvalidArgument
-from sarto.schema.generation import CountTokensRequest
+from sarto.schema.generation import CountTokensRequest, GenerateContentRequest
 from sarto.schema.runs import BaseWeights, DatasetQuestion
 
 
@@ -41,10 +42,19 @@ def _compute_tokens(engine: Engine, base: BaseWeights | None, payload: dict[str,
 
 
 def _prompt(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
-    """Token ids of a prompt, and those that end a reply: all that another server needs to go on from there."""
-    tokenizer = engine.tokenizer(_needed(base))
-    _, tokens = prompt_tokens(CountTokensRequest.read(payload), tokenizer)
-    return {"tokenIds": tokens, "endIds": sorted(tokenizer.end_of_turn_ids)}
+    """A request read for another server: the prompt's token ids, those that end a reply, the functions it may call and
+    the grammar it must follow (empty: none), which has a meaning for this base."""
+    known = _needed(base)
+    tokenizer = engine.tokenizer(known)
+    form = read_form(GenerateContentRequest.read(payload), tokenizer)
+    if form.grammar is not None:
+        Grammar(engine.grammars(known), *form.grammar)
+    return {
+        "tokenIds": form.prompt,
+        "endIds": sorted(tokenizer.end_of_turn_ids),
+        "functions": sorted(form.functions),
+        "grammar": form.grammar[0] if form.grammar else "",
+    }
 
 
 def _needed(base: BaseWeights | None) -> BaseWeights:

@@ -1,6 +1,7 @@
 """A reply's text into parts as it streams: text as it comes, function calls once they are whole.
 
 Reads calls the way the renderer writes them (`engine/data/tools.py`). Without declared functions all text is text.
+Loads no tokenizer and no torch: the client of vLLM reads replies with it too.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from sarto.engine.data.tools import split_calls
-from sarto.engine.serving.text import overlap
 
 CALL_BEGINS = "<tool_call>"
 
@@ -44,3 +44,8 @@ class Reply:
 
 def _text_parts(text: str) -> list[dict[str, Any]]:
     return [{"text": text}] if text else []
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -42,6 +42,17 @@ REFUSED = (
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a request asks for whatever continues it: the prompt, and what the answer must look like."""
+
+    prompt: list[int]
+    functions: frozenset[str]
+    """Functions the answer may call; empty means that it is text whatever it says."""
+    grammar: tuple[str, str] | None
+    """(source, field it comes from)."""
+
+
+@dataclass(frozen=True)
 class Wanted:
     """One request, read: what to continue, how, and for how long."""
 
@@ -52,7 +63,6 @@ class Wanted:
     """Tokens at most per candidate, already within the context; the end-of-turn token not counted."""
     stops: tuple[str, ...]
     functions: frozenset[str]
-    """Functions the answer may call; empty means that it is text whatever it says."""
     grammar: Grammar | None
 
 
@@ -60,6 +70,26 @@ def read_request(
     request: GenerateContentRequest, tokenizer: ChatTokenizer, context: int, grammars: GrammarTokens
 ) -> Wanted:
     """`context`: tokens that prompt and answer may have together. Raises InvalidArgument with every fault at once."""
+    form = read_form(request, tokenizer)
+    config = request.generation_config or GenerationConfig()
+    room = context - len(form.prompt)
+    if room < 1:
+        raise InvalidArgument.field(
+            "contents", f"The prompt has {len(form.prompt)} tokens; this model's context is {context}, answer included."
+        )
+    return Wanted(
+        prompt=form.prompt,
+        sampling=_sampling(config),
+        candidates=config.candidate_count or 1,
+        max_tokens=min(config.max_output_tokens or room, room),
+        stops=tuple(config.stop_sequences),
+        functions=form.functions,
+        grammar=Grammar(grammars, *form.grammar) if form.grammar else None,
+    )
+
+
+def read_form(request: GenerateContentRequest, tokenizer: ChatTokenizer) -> Form:
+    """Raises InvalidArgument with every fault at once, Unimplemented for what is hosted elsewhere."""
     if request.cached_content:
         raise Unimplemented("cachedContent is not supported: prompts that begin alike are remembered by themselves.")
     if request.model_armor_config:
@@ -71,22 +101,8 @@ def read_request(
     if faults:
         raise InvalidArgument.of(faults)
     conversation, prompt = prompt_tokens(request, tokenizer)
-    room = context - len(prompt)
-    if room < 1:
-        raise InvalidArgument.field(
-            "contents", f"The prompt has {len(prompt)} tokens; this model's context is {context}, answer included."
-        )
-    functions, source = _functions(request.tool_config, conversation.tools)
-    source = source or answer_grammar(config)
-    return Wanted(
-        prompt=prompt,
-        sampling=_sampling(config),
-        candidates=config.candidate_count or 1,
-        max_tokens=min(config.max_output_tokens or room, room),
-        stops=tuple(config.stop_sequences),
-        functions=functions,
-        grammar=Grammar(grammars, *source) if source else None,
-    )
+    functions, call = _functions(request.tool_config, conversation.tools)
+    return Form(prompt, functions, call or answer_grammar(config))
 
 
 def prompt_tokens(

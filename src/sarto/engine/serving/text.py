@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sarto.engine.data.tokenizer import Detokenizer
+from sarto.engine.serving.reply import overlap
 
 
 class TextStream:
@@ -38,8 +39,3 @@ class TextStream:
         kept = max((overlap(self._held, stop) for stop in self._stops), default=0)
         certain, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         return certain
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
