@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from sarto.engine.families.decoder import DecoderConfig
 
 PREFIX_TOKENS = 32
 """Prompts are kept and found again in pieces of this many tokens."""
+SLAB_BYTES = 64 << 20
+"""Pieces have their memory in slabs of about this size."""
 
 
 def width_for(tokens: int) -> int:
@@ -47,9 +51,15 @@ class CacheShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def empty(self, slots: int, width: int) -> Tensor:
-        """Zeros, since masked places are multiplied by zero weights: (layers, k or v, slots, HK, width, hd)."""
+        """Zeros, since masked places are multiplied by zero weights: (layers, k or v, slots, HK, width, hd).
+
+        On CPU pages of their own, which go back to the system with the tensor: in the heap, blocks of all sizes that
+        come and go would leave holes until it had grown by half."""
         shape = (self.layers, 2, slots, self.kv_heads, width, self.head_dim)
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        pages = mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
 
 class Lane:
@@ -83,7 +93,8 @@ class Lane:
             self.block[:, :, slot] = self.block[:, :, last]
         self.count = last
         if self.block.shape[2] >= 4 * max(last, 1):
-            self._replace(self.block[:, :, : max(1, 2 * last)].clone())
+            tighter = self.shape.empty(max(1, 2 * last), self.width)
+            self._replace(tighter.copy_(self.block[:, :, : tighter.shape[2]]))
         return last
 
     def content(self, slot: int) -> Tensor:
@@ -125,11 +136,15 @@ def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class PrefixCache:
-    """Keys and values of prompt pieces by everything that came before them, dropped by least use past `limit` bytes."""
+    """Keys and values of prompt pieces by everything that came before them, dropped by least use past `limit` bytes.
+
+    All pieces are of one size and lie in slabs, which are kept."""
 
     def __init__(self, shape: CacheShape, limit: int) -> None:
-        self._shape, self._limit = shape, limit
+        self._shape = shape
+        self._most = limit // (PREFIX_TOKENS * shape.token_bytes)
         self._pieces: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._free: list[Tensor] = []
         self.hit_tokens = 0
         self.asked_tokens = 0
 
@@ -153,17 +168,26 @@ class PrefixCache:
 
     def keep(self, adapter: str, tokens: Sequence[int], content: Tensor) -> None:
         """Remember a computed prompt; `content` is (layers, 2, HK, ≥ len(tokens), hd)."""
-        keys = self._keys(adapter, tokens)
+        keys = self._keys(adapter, tokens)[: self._most]
+        self._touch([key for key in keys if key in self._pieces])
         for number, key in enumerate(keys):
             if key not in self._pieces:
                 start = number * PREFIX_TOKENS
-                self._pieces[key] = content[:, :, :, start : start + PREFIX_TOKENS].clone()
+                self._pieces[key] = self._place().copy_(content[:, :, :, start : start + PREFIX_TOKENS])
         self._touch(keys)
-        while self._pieces and self.size_bytes > self._limit:
-            self._pieces.popitem(last=False)
 
     def clear(self) -> None:
+        self._free += self._pieces.values()
         self._pieces.clear()
+
+    def _place(self) -> Tensor:
+        """Room for one more piece: that of the least used one when all are taken."""
+        if len(self._pieces) == self._most:
+            return self._pieces.popitem(last=False)[1]
+        if not self._free:
+            count = max(1, SLAB_BYTES // (PREFIX_TOKENS * self._shape.token_bytes))
+            self._free += self._shape.empty(min(count, self._most - len(self._pieces)), PREFIX_TOKENS).unbind(2)
+        return self._free.pop()
 
     def _known(self, adapter: str, tokens: Sequence[int]) -> list[bytes]:
         return list(itertools.takewhile(self._pieces.__contains__, self._keys(adapter, tokens[:-1])))
