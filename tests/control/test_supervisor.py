@@ -220,7 +220,8 @@ def test_cancelling_a_running_job_stops_its_process(any_control: Control, superv
     assert time.monotonic() - begun < 5.0
     assert job["state"] == "JOB_STATE_CANCELLED" and job["error"]["code"] == 1
     assert run_processes(any_control) == []
-    assert kinds(any_control, name)[-2:] == ["cancelling", "cancelled"]
+    told = kinds(any_control, name)  # what the run had said by then may be told in between
+    assert told[-1] == "cancelled" and told.count("cancelling") == 1
 
 
 def test_stopping_the_supervisor_ends_runs_and_the_next_one_picks_them_up(
