@@ -25,7 +25,7 @@ import torch
 from sarto.catalog import Catalog
 from sarto.engine.asking_engine import asking
 from sarto.engine.evaluation.answers import Answer, save_answers
-from sarto.engine.evaluation.asking import spread
+from sarto.engine.evaluation.asking import Generate, spread
 from sarto.engine.evaluation.job import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
 from sarto.engine.evaluation.rows import EvaluationRow, row_from_example
 from sarto.engine.families.load import load_base
@@ -33,7 +33,7 @@ from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.serving.engine import Engine, EngineOptions
 from sarto.schema.evaluation import EvaluationConfig
 from sarto.schema.examples import Example, Turn
-from sarto.schema.generation import GenerateContentResponse, GenerationConfig
+from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse, GenerationConfig
 from sarto.schema.runs import BaseWeights
 
 BAR = 2.0
@@ -73,19 +73,25 @@ def generation_seconds(engine: Engine, base: BaseWeights, given: argparse.Namesp
     return time.perf_counter() - began, time.process_time() - processor
 
 
-def evaluation_seconds(engine: Engine, base: BaseWeights, given: argparse.Namespace, seed: int) -> tuple[float, float]:
+async def at_once(_: GenerateContentRequest) -> GenerateContentResponse:
+    """An answer that costs nothing, so that what is left is scoring and the report."""
+    parts = [{"text": " ".join(WORDS)}]
+    return GenerateContentResponse.read({"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]})
+
+
+def evaluation_seconds(generate: Generate, given: argparse.Namespace, seed: int) -> tuple[float, float]:
     """As many rows as a job evaluates a checkpoint, with four metrics, files and the report. The base has answered
     already, which it does once a job."""
     rows = make_rows(given.rows, seed)
     with tempfile.TemporaryDirectory() as folder:
         job = JobEvaluation(
-            "benchmark", Path(folder), rows, asking(engine, base), CONFIG, concurrency=CONCURRENCY,
+            "benchmark", Path(folder), rows, generate, CONFIG, concurrency=CONCURRENCY,
             max_output_tokens=given.new,
         )  # fmt: skip
         save_answers(job.folder / "answers" / "base.jsonl", [Answer(row.line, row.reference or "") for row in rows])
         checkpoint = CheckpointMeasures("1", 1, 1)
         began, processor = time.perf_counter(), time.process_time()
-        run = asyncio.run(evaluate_checkpoint(job, checkpoint, asking(engine, base)))
+        run = asyncio.run(evaluate_checkpoint(job, checkpoint, generate))
         report = asyncio.run(report_job(job, [checkpoint]))
         seconds = time.perf_counter() - began, time.process_time() - processor
     assert run is not None and run.error is None and report is not None and report.rows == given.rows
@@ -136,7 +142,7 @@ def main() -> None:
     rounds = [
         (
             generation_seconds(engine, base, given, 2 * number + 1),
-            evaluation_seconds(engine, base, given, 2 * number + 2),
+            evaluation_seconds(asking(engine, base), given, 2 * number + 2),
         )
         for number in range(given.rounds)
     ]
@@ -145,6 +151,7 @@ def main() -> None:
     for index, clock in enumerate(("seconds", "processor seconds")):
         plain, whole = (median(one[part][index] for one in rounds) for part in (0, 1))
         found[clock] = {"generation": round(plain, 2), "evaluation": round(whole, 2), "ratio": round(whole / plain, 3)}
+    found["scoring alone"] = round(evaluation_seconds(at_once, given, 0)[1], 2)
     for how in ("none", "own", "lent"):
         command = [sys.executable, __file__, "--base", given.base, "--memory", how]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -156,6 +163,7 @@ def main() -> None:
         times = found[clock]
         ratio = f"ratio {times['ratio']} (bar {BAR})"
         print(f"{clock}: {times['generation']} answered, {times['evaluation']} evaluated, {ratio}")
+    print(f"processor seconds of scoring and report alone: {found['scoring alone']}")
     memory = {how: found[f"memory, {how}"] for how in ("none", "own", "lent")}
     print("MB resident: training {none}, a second base {own}, the same one lent {lent}".format(**memory))
 

@@ -226,6 +226,26 @@ def test_a_device_that_is_not_there_is_refused_by_name(tiny: BaseWeights, tmp_pa
     assert '"tpu" is not available' in result.error["message"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the bound is Linux's")
+def test_a_run_that_is_bound_in_memory_fits_its_steps_to_it_or_says_what_would_fit(
+    tiny: BaseWeights, tmp_path: Path
+) -> None:
+    for mebibytes in (420, 480, 560, 900):
+        spec = make_spec(tiny, tmp_path / str(mebibytes))
+        command = [sys.executable, "-m", "sarto.engine.confine", f"--data-bytes={mebibytes << 20}", PROGRAM[-1]]
+        with subprocess.Popen([*command, f"{spec.run_folder}/spec.json"], stdin=subprocess.PIPE) as child:
+            assert child.wait(120) == 0
+        result = RunResult.model_validate_json((Path(spec.run_folder) / "result.json").read_bytes())
+        if mebibytes < 900 and result.error is not None:
+            assert result.error["code"] == 8
+            assert "tune a smaller base" in result.error["message"] or "would fit" in result.error["message"]
+        else:
+            assert result.parameters is not None
+            assert 0 < result.parameters.details["memory_free_bytes"] < mebibytes << 20
+    assert "attention weights kept" in result.parameters.details["memory_plan"]
+
+
 def test_a_machine_fault_leaves_no_result_and_another_exit_code(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "job")
     Path(spec.training_dataset.path).unlink()

@@ -59,7 +59,7 @@ from sarto.schema.runs import (
 logger = logging.getLogger(__name__)
 USER_FAULTS = (InvalidArgument, FailedPrecondition, OutOfRange, ResourceExhausted, Unimplemented)
 """Trying the same run again would end the same way."""
-NO_MEMORY = "can't allocate memory"
+NO_MEMORY = ("can't allocate memory", "bad_alloc")
 """What torch says where Python would raise MemoryError."""
 TOO_LARGE = (
     "The run needs more memory than this server lets one take: tune a smaller base or a smaller adapter, set the label"
@@ -94,7 +94,7 @@ def main(arguments: list[str], loaded: Loaded | None = None) -> int:
         logger.info("run refused", extra={"job": spec.job, "fault": error.message})
         result = RunResult(error=error.to_status())
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and NO_MEMORY not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         logger.warning("run out of memory", extra={"job": spec.job, "reason": str(error)})
         result = RunResult(error=ResourceExhausted(TOO_LARGE).to_status())

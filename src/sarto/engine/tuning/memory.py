@@ -5,6 +5,7 @@ Estimates are of what a step holds beside base and adapter; they err on the high
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,19 +92,21 @@ def step_bytes(config: DecoderConfig, dtype: torch.dtype, step: StepShape, plan:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Of the device; on a processor the least of what the machine and this process's control group leave."""
+    """Of the device; on a processor what the machine, the control group and the bound of this process leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_meminfo("MemAvailable")]
+    limits = [_kernel_says(Path("/proc/meminfo"), "MemAvailable")]
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
         limits.append(int(limit) - int((group / "memory.current").read_text()))
-    return min(found for found in limits if found is not None)
+    bound = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if bound != resource.RLIM_INFINITY:
+        limits.append(max(0, bound - _kernel_says(Path("/proc/self/status"), "VmData")))
+    return min(limits)
 
 
-def _meminfo(name: str) -> int:
+def _kernel_says(path: Path, name: str) -> int:
     """Bytes; a machine without /proc is taken to have 8 GiB free."""
-    path = Path("/proc/meminfo")
     if not path.exists():
         return 8 << 30
     for line in path.read_text().splitlines():
