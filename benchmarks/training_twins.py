@@ -26,7 +26,7 @@ from sarto.engine.ops.choose import choose_operations, native_dtype
 from sarto.engine.ops.fused import FusedOperations
 from sarto.engine.ops.kernels import EagerKernels
 from sarto.engine.ops.plain import Operations, PlainOperations
-from sarto.engine.run import keep_pages
+from sarto.engine.pages import keep_pages
 from sarto.engine.tuning.memory import LADDER
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.trainer import Optimisation, Trainer

@@ -19,7 +19,7 @@ from sarto.engine.data.batches import Tokenized
 from sarto.engine.families.load import load_base
 from sarto.engine.lora import AdapterShape, LoraAdapter
 from sarto.engine.ops.choose import choose_operations, native_dtype
-from sarto.engine.run import keep_pages
+from sarto.engine.pages import keep_pages
 from sarto.engine.tuning.loop import peak_memory_bytes
 from sarto.engine.tuning.memory import GPU_ROWS, LADDER, LOW_MEMORY
 from sarto.engine.tuning.schedule import Schedule

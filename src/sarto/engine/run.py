@@ -8,7 +8,6 @@ writes is whole at every moment. Knows no HTTP, users or database.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.evaluation.report import Report
 from sarto.engine.families.convert import convert_hub
 from sarto.engine.families.decoder import Decoder
+from sarto.engine.pages import keep_pages
 from sarto.engine.serving.certificate import certify
 from sarto.engine.tuning.journal import Journal
 from sarto.engine.tuning.keeper import Keeper
@@ -219,18 +219,6 @@ def _watch_parent() -> None:
     while os.read(0, 1):
         pass
     os._exit(STOPPED)
-
-
-def keep_pages() -> None:
-    """Tell glibc to keep what is freed, so that no step has to have its pages given to it again. Elsewhere nothing."""
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return
-    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
-    for option, size in ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
-        library.mallopt(option, size)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from sarto.engine.data.tokenizer import ChatTokenizer
 from sarto.engine.families.decoder import Decoder
 from sarto.engine.families.load import read_config
 from sarto.engine.ops.choose import native_dtype
+from sarto.engine.pages import return_pages
 from sarto.engine.serving.adapters import AdapterKey
 from sarto.engine.serving.constraints import GrammarTokens
 from sarto.engine.serving.generation import Deliver, Generation, Order
@@ -36,6 +37,9 @@ from sarto.schema.runs import BaseWeights
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 """By the names of `EngineOptions.dtype`; in int8 only weights are, all else is bfloat16."""
+
+RETURN_SECONDS = 20.0
+"""How often the holes that answers leave in the heap are given back to the system."""
 
 
 @dataclass(frozen=True)
@@ -227,16 +231,20 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        returned = time.monotonic()
         while not self._is_closed:
             with self._wake:
-                while not self._inbox and not any(base.scheduler.has_work for base in self._bases.values()):
-                    self._wake.wait()
+                if not self._inbox and not any(base.scheduler.has_work for base in self._bases.values()):
+                    self._wake.wait(RETURN_SECONDS)
                 commands, self._inbox = self._inbox, []
             for command in commands:
                 command()
             for digest, base in list(self._bases.items()):
                 if base.scheduler.has_work:
                     self._step(digest, base)
+            if time.monotonic() - returned > RETURN_SECONDS:
+                return_pages()
+                returned = time.monotonic()
         for base in self._bases.values():
             base.scheduler.fail_all(Unavailable("The generation worker is stopping."))
 
