@@ -126,6 +126,18 @@ def test_prefixes_are_found_by_tokens_and_adapter_and_dropped_by_least_use() -> 
     assert cache.size_bytes == 3 * piece_bytes
     assert len(cache.find("a", other)) == 2
     assert len(cache.find("a", tokens)) == 1  # a beginning outlives what follows it
+    cache.clear()
+    assert cache.size_bytes == 0 and cache.find("a", other) == []
+    long = list(range(5 * PREFIX_TOKENS))  # more than fits
+    for seed in range(3):
+        content = torch.randn(2, 2, 2, len(long), 4)
+        cache.keep(str(seed), long, content)
+        kept = cache.find(str(seed), long)
+        assert torch.equal(torch.cat(kept, 3), content[:, :, :, : 3 * PREFIX_TOKENS])
+        assert cache.size_bytes == 3 * piece_bytes
+    nothing = PrefixCache(SHAPE, piece_bytes - 1)
+    nothing.keep("a", tokens, content)
+    assert nothing.find("a", tokens) == []
 
 
 def test_adapters_are_kept_by_use_and_never_evicted_while_they_work(base: BaseWeights, tmp_path: Path) -> None:
