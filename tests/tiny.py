@@ -1,7 +1,8 @@
 """A tiny random base model in the layout of a converted one: 2 layers, width 32, a byte-level tokenizer.
 
 `make_tiny_base(folder, family)` writes config.json, model.safetensors, tokenizer.json, chat_template.jinja,
-generation_config.json and the digest file. Families differ in their config and tensors as their real ones do.
+generation_config.json and the digest file. Families differ in their config and tensors as their real ones do; their
+tokenizers do where one of tiny_tokenizers.py is given.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sarto.catalog import DIGEST_FILE
 from sarto.schema.runs import BaseWeights
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+IDS = ["pad", "bos", "eos"]
+"""What each of them is to `config.json`."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -77,7 +80,9 @@ def tiny_config(family: str) -> dict[str, Any]:
     return config | extra[family]
 
 
-def tensors(family: str, seed: int) -> dict[str, torch.Tensor]:
+def tensors(
+    family: str, seed: int, vocabulary: int = 256 + len(SPECIALS), head_dim: int = HEAD_DIM
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float = 0.08) -> torch.Tensor:
@@ -87,35 +92,44 @@ def tensors(family: str, seed: int) -> dict[str, torch.Tensor]:
         around = 0.0 if family == "gemma3" else 1.0
         return (around + 0.1 * torch.randn(width, generator=generator)).bfloat16()
 
-    found = {"model.embed_tokens.weight": draw(256 + len(SPECIALS), WIDTH, scale=0.5), "model.norm.weight": norm()}
+    found = {"model.embed_tokens.weight": draw(vocabulary, WIDTH, scale=0.5), "model.norm.weight": norm()}
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
         found[at + "input_layernorm.weight"] = norm()
         found[at + "post_attention_layernorm.weight"] = norm()
         for name, rows in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
-            found[at + f"self_attn.{name}_proj.weight"] = draw(rows * HEAD_DIM, WIDTH, scale=0.2)
+            found[at + f"self_attn.{name}_proj.weight"] = draw(rows * head_dim, WIDTH, scale=0.2)
             if family == "qwen2":
-                found[at + f"self_attn.{name}_proj.bias"] = draw(rows * HEAD_DIM)
-        found[at + "self_attn.o_proj.weight"] = draw(WIDTH, HEADS * HEAD_DIM, scale=0.2)
+                found[at + f"self_attn.{name}_proj.bias"] = draw(rows * head_dim)
+        found[at + "self_attn.o_proj.weight"] = draw(WIDTH, HEADS * head_dim, scale=0.2)
         found[at + "mlp.gate_proj.weight"] = draw(FEED_FORWARD, WIDTH, scale=0.2)
         found[at + "mlp.up_proj.weight"] = draw(FEED_FORWARD, WIDTH, scale=0.2)
         found[at + "mlp.down_proj.weight"] = draw(WIDTH, FEED_FORWARD, scale=0.2)
         if family in ("qwen3", "gemma3"):
-            found[at + "self_attn.q_norm.weight"] = norm(HEAD_DIM)
-            found[at + "self_attn.k_norm.weight"] = norm(HEAD_DIM)
+            found[at + "self_attn.q_norm.weight"] = norm(head_dim)
+            found[at + "self_attn.k_norm.weight"] = norm(head_dim)
         if family == "gemma3":
             found[at + "pre_feedforward_layernorm.weight"] = norm()
             found[at + "post_feedforward_layernorm.weight"] = norm()
     return found
 
 
-def make_tiny_base(folder: Path, family: str = "llama", seed: int = 0) -> BaseWeights:
+def make_tiny_base(
+    folder: Path, family: str = "llama", seed: int = 0, tokenizer: Tokenizer | None = None, **changes: Any
+) -> BaseWeights:
+    """`changes` are entries of `config.json`."""
+    tokenizer = tokenizer or make_tokenizer()
+    ids = {f"{name}_token_id": tokenizer.token_to_id(text) for name, text in zip(IDS, SPECIALS, strict=True)}
+    vocabulary = tokenizer.get_vocab_size()
+    config = tiny_config(family) | ids | {"vocab_size": vocabulary} | changes
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(tiny_config(family)))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258], "bos_token_id": 257}))
+    (folder / "config.json").write_text(json.dumps(config))
+    ends = {"eos_token_id": [ids["eos_token_id"]], "bos_token_id": ids["bos_token_id"]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    save_file(tensors(family, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    weights = tensors(family, seed, vocabulary, config["head_dim"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / DIGEST_FILE).write_text(digest)
     return BaseWeights(name=f"tiny-{family}", folder=str(folder), digest=digest)

@@ -1,5 +1,6 @@
-"""Writes GGUF for llama.cpp: Llama-shaped models with a byte-level BPE tokenizer, in F16 or Q8_0, template and
-tokenizer inside. The counterpart of what `families/gguf.py` reads; other shapes are refused by name.
+"""Writes GGUF for llama.cpp, in F16 or Q8_0, template and tokenizer inside: the shapes of
+`families/gguf_architectures.py`, from which they are also read. What llama.cpp would compute in another way is refused
+by name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from sarto.engine.exports.gguf_tokenizer import REFUSAL, tokenizer_metadata
 from sarto.engine.exports.merge import merged_tensors, weight_files
-from sarto.engine.families.convert import LAYER_TENSORS
+from sarto.engine.families.decoder import DecoderConfig
+from sarto.engine.families.gemma3 import local_rotary
+from sarto.engine.families.gguf_architectures import ARCHITECTURES, ROPE_FACTORS, Architecture, is_norm
+from sarto.engine.families.load import read_config
+from sarto.engine.families.rotary import plain_frequencies, rotary_parameters
 from sarto.engine.lora import AdapterFile
 from sarto.engine.ops.quantised import Quantisation
 from sarto.errors import FailedPrecondition
@@ -24,14 +30,9 @@ ALIGNMENT = 32
 BLOCK = 32
 F32, F16, Q8_0 = 0, 1, 8
 FILE_TYPES = {F16: 1, Q8_0: 7}
-NORMAL, CONTROL, UNUSED = 1, 3, 5
-TOP_TENSORS = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-REFUSAL = "Export it as merged-safetensors and use llama.cpp's own converter."
 Array = npt.NDArray[Any]
+Stored = tuple[str, tuple[int, ...], int, bytes]
+"""A tensor as it is written: name, shape, storage type, values."""
 
 
 def write_gguf(
@@ -45,103 +46,110 @@ def write_gguf(
 ) -> None:
     """Merged weights as one file. Raises FailedPrecondition for a shape or tokenizer this does not write."""
     config = json.loads((base / "config.json").read_text())
-    metadata = model_metadata(config, name, license_name, kind) | tokenizer_metadata(base, config)
-    tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
-    for file in weight_files(base):
-        for source, tensor in merged_tensors(base, file, adapter, quantisation):
-            if source == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue
-            stored = _stored_name(source)
-            values = _paired(source, tensor, config).float().numpy()
-            form = F32 if values.ndim == 1 else kind
-            tensors.append((stored, values.shape, form, _encoded(values, form, stored)))
-    _write(target, metadata, tensors)
-
-
-def model_metadata(config: dict[str, Any], name: str, license_name: str, kind: int) -> dict[str, Any]:
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    scaling = (config.get("rope_parameters") or {}).get("rope_type", "default")
-    if config["model_type"] not in ("llama", "mistral") or config.get("sliding_window"):
-        raise FailedPrecondition(f"GGUF is not written for bases of type {config['model_type']}. {REFUSAL}")
-    if config.get("rope_scaling") or scaling != "default" or config.get("head_dim", width // heads) * heads != width:
-        raise FailedPrecondition(f"GGUF is not written for bases with scaled rotary positions or odd heads. {REFUSAL}")
-    return {
-        "general.architecture": "llama",
+    architecture = _architecture(config)
+    scaling = _rotary_kind(config, architecture)
+    shape = read_config(base)
+    numbers = _numbers(config, shape, architecture)
+    metadata = {
+        "general.architecture": architecture.name,
         "general.name": name,
         "general.license": license_name,
         "general.alignment": ALIGNMENT,
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": width,
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.rope.dimension_count": width // heads,
-        "llama.rope.freq_base": float(
-            config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-        ),
-        "llama.attention.head_count": heads,
-        "llama.attention.head_count_kv": config.get("num_key_value_heads") or heads,
-        "llama.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "llama.vocab_size": config["vocab_size"],
+        f"{architecture.name}.vocab_size": shape.vocabulary,
+    }
+    metadata |= {f"{architecture.name}.{key}": numbers[source] for key, source in architecture.keys.items()}
+    metadata |= tokenizer_metadata(base, config)
+    names = {ours: stored for stored, ours in architecture.tensor_names(shape.layers).items()}
+    tensors: list[Stored] = []
+    if scaling != "default":
+        factors = (plain_frequencies(numbers["rope_theta"], shape.head_dim) / shape.inverse_frequencies[0]).numpy()
+        tensors.append((ROPE_FACTORS, factors.shape, F32, _encoded(factors, F32, ROPE_FACTORS)))
+    for file in weight_files(base):
+        for source, tensor in merged_tensors(base, file, adapter, quantisation):
+            if source == "lm_head.weight" and shape.tied:
+                continue
+            if source not in names:
+                raise FailedPrecondition(f"GGUF has no place for the tensor {source}. {REFUSAL}")
+            values = _as_stored(source, tensor.float(), shape, architecture).numpy()
+            form = F32 if values.ndim == 1 else kind
+            tensors.append((names[source], values.shape, form, _encoded(values, form, names[source])))
+    _write(target, metadata, tensors)
+
+
+def _architecture(config: dict[str, Any]) -> Architecture:
+    for architecture in ARCHITECTURES.values():
+        if config["model_type"] in architecture.model_types:
+            return architecture
+    raise FailedPrecondition(f"GGUF is not written for bases of type {config['model_type']}. {REFUSAL}")
+
+
+def _rotary_kind(config: dict[str, Any], architecture: Architecture) -> str:
+    """`default`, or how the base scales rotary positions where llama.cpp has a table for it."""
+    if architecture.has_windows:
+        parts = [
+            rotary_parameters(config, "full_attention"),
+            rotary_parameters(local_rotary(config), "sliding_attention"),
+        ]
+    else:
+        parts = [rotary_parameters(config)]
+    known = ("default", "llama3", "longrope") if architecture.has_rope_factors else ("default",)
+    for part in parts:
+        if part["rope_type"] not in known:
+            raise FailedPrecondition(
+                f"GGUF is not written for {architecture.name} with rotary scaling {part['rope_type']}. {REFUSAL}"
+            )
+    return str(parts[0]["rope_type"])
+
+
+def _numbers(config: dict[str, Any], shape: DecoderConfig, architecture: Architecture) -> dict[str, Any]:
+    """What the metadata says, by its name in `config.json`."""
+    numbers: dict[str, Any] = {
+        "max_position_embeddings": shape.context,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": shape.feed_forward,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": rotary_parameters(config)["rope_theta"],
+    }
+    if shape.query_scale != shape.head_dim**-0.5:
+        raise FailedPrecondition(
+            f"GGUF is not written for {architecture.name} with a query scale of its own. {REFUSAL}"
+        )
+    windows = {window for window in shape.windows if window is not None}
+    if not architecture.has_windows:
+        if windows:
+            raise FailedPrecondition(f"GGUF is not written for {architecture.name} with sliding windows. {REFUSAL}")
+        return numbers
+    return numbers | {
+        "rope_theta": rotary_parameters(config, "full_attention")["rope_theta"],
+        "rope_local_base_freq": rotary_parameters(local_rotary(config), "sliding_attention")["rope_theta"],
+        "sliding_window": next(iter(windows), shape.context),
+        "sliding_window_pattern": _pattern(shape.windows),
     }
 
 
-def tokenizer_metadata(base: Path, config: dict[str, Any]) -> dict[str, Any]:
-    found = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
-    ids: dict[int, tuple[str, int]] = {number: (text, NORMAL) for text, number in found["model"]["vocab"].items()}
-    ids |= {row["id"]: (row["content"], CONTROL if row["special"] else NORMAL) for row in found["added_tokens"]}
-    rows = [ids.get(number, (f"[unused{number}]", UNUSED)) for number in range(config["vocab_size"])]
-    generation: dict[str, Any] = {}
-    if (base / "generation_config.json").exists():
-        generation = json.loads((base / "generation_config.json").read_text())
-    end = generation.get("eos_token_id", config.get("eos_token_id"))
-    merges = found["model"]["merges"]
-    metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _pre_tokenizer(found),
-        "tokenizer.ggml.tokens": [text for text, _ in rows],
-        "tokenizer.ggml.token_type": [kind for _, kind in rows],
-        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
-        "tokenizer.ggml.eos_token_id": end[0] if isinstance(end, list) else end,
-        "tokenizer.ggml.bos_token_id": config.get("bos_token_id"),
-        "tokenizer.ggml.padding_token_id": config.get("pad_token_id"),
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.chat_template": (base / "chat_template.jinja").read_text(encoding="utf-8"),
-    }
-    return {key: value for key, value in metadata.items() if value is not None and value != []}
+def _pattern(windows: tuple[int | None, ...]) -> int:
+    """Every how many layers one sees everything."""
+    every: int
+    for every in (6, *range(1, len(windows) + 2)):
+        if all((window is None) == ((index + 1) % every == 0) for index, window in enumerate(windows)):
+            return every
+    raise FailedPrecondition(f"GGUF is not written for sliding windows without a regular pattern. {REFUSAL}")
 
 
-def _pre_tokenizer(found: dict[str, Any]) -> str:
-    """llama.cpp's name for how text is split before the merges."""
-    if found["model"]["type"] != "BPE" or found["model"].get("byte_fallback"):
-        raise FailedPrecondition(f"GGUF is written for byte-level BPE tokenizers only. {REFUSAL}")
-    steps = found["pre_tokenizer"]
-    kinds = [step["type"] for step in steps.get("pretokenizers", [steps])]
-    if kinds == ["Digits", "ByteLevel"]:
-        return "smollm"
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    raise FailedPrecondition(f"GGUF is not written for a tokenizer that splits by {', '.join(kinds)}. {REFUSAL}")
-
-
-def _stored_name(source: str) -> str:
-    if source in TOP_TENSORS:
-        return TOP_TENSORS[source]
-    _, _, layer, rest = source.split(".", 3)
-    for short, name in LAYER_TENSORS.items():
-        if rest == f"{name}.weight":
-            return f"blk.{layer}.{short}.weight"
-    raise FailedPrecondition(f"GGUF has no place for the tensor {source}. {REFUSAL}")
-
-
-def _paired(source: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
-    """Rotary pairs side by side, as GGUF stores q and k; our layout has them half by half."""
-    names = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
-    key = names.get(".".join(source.split(".")[-2:]))
-    if key is None:
+def _as_stored(source: str, tensor: Tensor, shape: DecoderConfig, architecture: Architecture) -> Tensor:
+    """A float32 tensor as llama.cpp expects it: norms with their offset, and rotary pairs side by side where it turns
+    them so; our layout has them half by half."""
+    if is_norm(source):
+        return tensor + architecture.norm_offset
+    heads = {"q_proj.weight": shape.heads, "k_proj.weight": shape.kv_heads}.get(".".join(source.split(".")[-2:]))
+    if heads is None or not architecture.has_paired_rotary:
         return tensor
-    heads = config.get(key) or config["num_attention_heads"]
     rows, width = tensor.shape
     return tensor.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
 
@@ -164,7 +172,7 @@ def _encoded(values: Array, form: int, name: str) -> bytes:
     return packed.tobytes()
 
 
-def _write(target: Path, metadata: dict[str, Any], tensors: list[tuple[str, tuple[int, ...], int, bytes]]) -> None:
+def _write(target: Path, metadata: dict[str, Any], tensors: list[Stored]) -> None:
     with target.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, value in metadata.items():

@@ -17,43 +17,39 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sarto.catalog import DIGEST_FILE
 from sarto.engine.families.gguf import Floats, GgufFile, open_gguf
+from sarto.engine.families.gguf_architectures import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    Architecture,
+    is_norm,
+    read_numbers,
+)
+from sarto.engine.families.gguf_tokenizers import read_tokenizer
+from sarto.engine.families.rotary import one_table
 from sarto.errors import InvalidArgument
 
-LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-CONTROL_TOKEN = 3
 HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 
 
 def convert_gguf(source: Path, folder: Path) -> str:
-    """A Llama-shaped GGUF file with a byte-level BPE tokenizer; returns the digest. Dequantises once, to bfloat16."""
+    """A GGUF file of a known architecture and kind of tokenizer; returns the digest. Dequantises once, to bfloat16."""
 
     def fill(partial: Path) -> None:
         with open_gguf(source) as file:
-            if file.metadata.get("general.architecture") != "llama":
-                raise InvalidArgument(
-                    f"{source.name}: architecture {file.metadata.get('general.architecture')!r} is not llama"
-                )
-            config = _config(file.metadata, "output.weight" not in file.tensors)
-            _tokenizer(file.metadata).save(str(partial / "tokenizer.json"))
+            name = file.metadata.get("general.architecture")
+            if name not in ARCHITECTURES:
+                raise InvalidArgument(f"{source.name}: architecture {name!r} is not one of {', '.join(ARCHITECTURES)}")
+            config = _config(ARCHITECTURES[name], file)
+            read_tokenizer(file.metadata).save(str(partial / "tokenizer.json"))
             (partial / "chat_template.jinja").write_text(str(file.metadata["tokenizer.chat_template"]))
             (partial / "config.json").write_text(json.dumps(config, indent=2))
             generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": [config["eos_token_id"]]}
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2))
-            save_file(_tensors(file, config), partial / "model.safetensors", metadata={"format": "pt"})
+            tensors = _tensors(ARCHITECTURES[name], file, config)
+            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
 
     return _whole(folder, fill)
 
@@ -112,68 +108,48 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
-    def of(key: str) -> Any:
-        return metadata[f"llama.{key}"]
-
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": of("embedding_length"),
-        "num_hidden_layers": of("block_count"),
-        "num_attention_heads": of("attention.head_count"),
-        "num_key_value_heads": of("attention.head_count_kv"),
-        "head_dim": of("embedding_length") // of("attention.head_count"),
-        "intermediate_size": of("feed_forward_length"),
-        "max_position_embeddings": of("context_length"),
-        "rope_theta": of("rope.freq_base"),
-        "rms_norm_eps": float(f"{of('attention.layer_norm_rms_epsilon'):.6g}"),
+def _config(architecture: Architecture, file: GgufFile) -> dict[str, Any]:
+    metadata = file.metadata
+    numbers = read_numbers(architecture, metadata)
+    config = numbers | {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_types[0],
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
-        "tie_word_embeddings": tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": "bfloat16",
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
     }
+    if architecture.has_windows:
+        config["query_pre_attn_scalar"] = numbers["head_dim"]
+    if architecture.has_rope_factors and ROPE_FACTORS in file.tensors:
+        config["rope_scaling"] = one_table(file.tensor(ROPE_FACTORS).tolist(), numbers["max_position_embeddings"])
+    return config | architecture.constants
 
 
-def _tokenizer(metadata: dict[str, Any]) -> Tokenizer:
-    """Byte-level BPE. The `smollm` pre-tokenizer splits digits one by one before the GPT-2 pattern."""
-    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in ("smollm", "gpt-2"):
-        raise InvalidArgument(f"tokenizer {kind!r}/{split!r} is not one Sarto converts from GGUF")
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata.get("tokenizer.ggml.merges", []))]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if split == "smollm" else words
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = metadata["tokenizer.ggml.token_type"]
-    specials = [t for t, token_kind in zip(tokens, kinds, strict=True) if token_kind == CONTROL_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
-    return tokenizer
-
-
-def _tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    found = {
-        "model.embed_tokens.weight": file.tensor("token_embd.weight"),
-        "model.norm.weight": file.tensor("output_norm.weight"),
-    }
-    if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = file.tensor("output.weight")
-    for layer in range(config["num_hidden_layers"]):
-        for short, name in LAYER_TENSORS.items():
-            weight = file.tensor(f"blk.{layer}.{short}.weight")
-            if short in ("attn_q", "attn_k"):
-                heads = config["num_attention_heads" if short == "attn_q" else "num_key_value_heads"]
-                weight = _halves(weight, heads)
-            found[f"model.layers.{layer}.{name}.weight"] = weight
-    return {name: torch.from_numpy(np.ascontiguousarray(value)).bfloat16() for name, value in found.items()}
+def _tensors(architecture: Architecture, file: GgufFile, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """By our names. Raises InvalidArgument for a tensor that is missing and for one we would leave out."""
+    layers = config["num_hidden_layers"]
+    if layers > len(file.tensors):
+        raise InvalidArgument(f"GGUF file has {len(file.tensors)} tensors for {layers} layers; it is broken")
+    names = architecture.tensor_names(layers)
+    if config["tie_word_embeddings"]:
+        del names["output.weight"]
+    passed = {ROPE_FACTORS} if architecture.has_rope_factors else set()
+    unknown = sorted(set(file.tensors) - set(names) - passed)
+    if unknown:
+        raise InvalidArgument(f"GGUF tensors that {architecture.name} does not have here: {', '.join(unknown[:5])}")
+    found: dict[str, torch.Tensor] = {}
+    for stored, name in names.items():
+        weight = file.tensor(stored)
+        if is_norm(name):
+            weight = weight - np.float32(architecture.norm_offset)
+        if architecture.has_paired_rotary and name.endswith(("q_proj.weight", "k_proj.weight")):
+            is_query = name.endswith("q_proj.weight")
+            weight = _halves(weight, config["num_attention_heads" if is_query else "num_key_value_heads"])
+        found[name] = torch.from_numpy(np.ascontiguousarray(weight)).bfloat16()
+    return found
 
 
 def _halves(weight: Floats, heads: int) -> Floats:

@@ -28,8 +28,7 @@ def config(raw: dict[str, Any]) -> DecoderConfig:
         "full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)
     ]
     full = rotary_frequencies(raw, head_dim, "full_attention")
-    local = {"rope_theta": raw.get("rope_local_base_freq", 10000.0), "rope_parameters": raw.get("rope_parameters")}
-    sliding = rotary_frequencies(local, head_dim, "sliding_attention")
+    sliding = rotary_frequencies(local_rotary(raw), head_dim, "sliding_attention")
     return common(
         raw,
         "gemma3",
@@ -42,3 +41,8 @@ def config(raw: dict[str, Any]) -> DecoderConfig:
         inverse_frequencies=tuple(full if kind == "full_attention" else sliding for kind in kinds),
         windows=tuple(None if kind == "full_attention" else int(raw["sliding_window"]) for kind in kinds),
     )
+
+
+def local_rotary(raw: dict[str, Any]) -> dict[str, Any]:
+    """The part of the configuration that says how sliding layers turn."""
+    return {"rope_theta": raw.get("rope_local_base_freq", 10000.0), "rope_parameters": raw.get("rope_parameters")}

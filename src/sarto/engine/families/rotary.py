@@ -12,23 +12,55 @@ from torch import Tensor
 from sarto.errors import InvalidArgument
 
 
-def rotary_frequencies(raw: dict[str, Any], head_dim: int, layer_type: str | None = None) -> Tensor:
-    """Inverse frequencies (hd / 2,) float32. Raises InvalidArgument for a scaling we do not compute."""
+def rotary_parameters(raw: dict[str, Any], layer_type: str | None = None) -> dict[str, Any]:
+    """What `config.json` says of rotary positions, with `rope_theta` and `rope_type` always there."""
     parameters = dict(raw.get("rope_parameters") or {})
     if layer_type is not None:
         parameters = dict(parameters.get(layer_type) or {})
     if not parameters:
         parameters = {"rope_theta": raw.get("rope_theta", 10000.0), **(raw.get("rope_scaling") or {})}
     theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    return parameters | {"rope_theta": theta, "rope_type": kind}
+
+
+def rotary_frequencies(raw: dict[str, Any], head_dim: int, layer_type: str | None = None) -> Tensor:
+    """Inverse frequencies (hd / 2,) float32. Raises InvalidArgument for a scaling we do not compute."""
+    parameters = rotary_parameters(raw, layer_type)
+    plain = plain_frequencies(parameters["rope_theta"], head_dim)
+    kind = parameters["rope_type"]
     if kind == "default":
         return plain
     if kind == "linear":
         return plain / float(parameters["factor"])
     if kind == "llama3":
         return _llama3(plain, parameters)
+    if kind == "longrope" and _is_one_table(parameters, head_dim):
+        return plain / torch.tensor(parameters["long_factor"], dtype=torch.float32)
     raise InvalidArgument(f"rotary scaling {kind!r} is not one Sarto computes; known: default, linear, llama3")
+
+
+def plain_frequencies(theta: float, head_dim: int) -> Tensor:
+    """(hd / 2,) float32, unscaled."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+def one_table(factors: list[float], context: int) -> dict[str, Any]:
+    """The `rope_scaling` that divides each frequency by its factor at any length, as transformers reads it too."""
+    return {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": context,
+    }
+
+
+def _is_one_table(parameters: dict[str, Any], head_dim: int) -> bool:
+    factors = parameters.get("long_factor")
+    is_whole = isinstance(factors, list) and len(factors) == head_dim // 2
+    return is_whole and factors == parameters.get("short_factor") and parameters.get("attention_factor") == 1.0
 
 
 def _llama3(plain: Tensor, parameters: dict[str, Any]) -> Tensor:

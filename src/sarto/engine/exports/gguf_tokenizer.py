@@ -1,0 +1,162 @@
+"""A base's `tokenizer.json` and chat template as GGUF metadata. What llama.cpp would split in another way than the base
+is refused by name; the counterpart of `families/gguf_tokenizers.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sarto.engine.families.gguf_tokenizers import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    SPLITTINGS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    WORDS,
+    Splitting,
+)
+from sarto.errors import FailedPrecondition
+
+REFUSAL = "Export it as merged-safetensors and use llama.cpp's own converter."
+AT_SPACES = ("Split", "at spaces")
+"""Which are SPACE by then, so that nothing is split."""
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def tokenizer_metadata(base: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Raises FailedPrecondition for a kind of tokenizer this does not write."""
+    found = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    generation: dict[str, Any] = {}
+    if (base / "generation_config.json").exists():
+        generation = json.loads((base / "generation_config.json").read_text())
+    end = generation.get("eos_token_id", config.get("eos_token_id"))
+    model = found["model"]
+    if model["type"] != "BPE":
+        raise FailedPrecondition(f"GGUF is not written for tokenizers of type {model['type']}. {REFUSAL}")
+    metadata = _by_score(found, config) if model.get("byte_fallback") else _byte_level(found, config)
+    first = _first_id(found)
+    metadata |= {
+        "tokenizer.ggml.eos_token_id": end[0] if isinstance(end, list) else end,
+        "tokenizer.ggml.bos_token_id": config.get("bos_token_id") if first is None else first,
+        "tokenizer.ggml.padding_token_id": config.get("pad_token_id"),
+        "tokenizer.ggml.add_bos_token": first is not None,
+        "tokenizer.chat_template": (base / "chat_template.jinja").read_text(encoding="utf-8"),
+    }
+    return {key: value for key, value in metadata.items() if value is not None and value != []}
+
+
+def _byte_level(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    rows = _rows(found, config["vocab_size"])
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": _splitting(found),
+        "tokenizer.ggml.tokens": [text for text, _ in rows],
+        "tokenizer.ggml.token_type": [kind for _, kind in rows],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(found)],
+    }
+
+
+def _by_score(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Merges become scores: what is merged earlier scores higher."""
+    normalizers = _parts(found.get("normalizer"), "normalizers")
+    steps = [_step(part) for part in _parts(found.get("pre_tokenizer"), "pretokenizers")]
+    is_known = [(part["type"], part.get("pattern"), part.get("content")) for part in normalizers] == [
+        ("Replace", {"String": " "}, SPACE)
+    ]
+    if not is_known or steps not in ([], [AT_SPACES]):
+        told = ", ".join(part["type"] for part in normalizers) + "; " + ", ".join(" ".join(step) for step in steps)
+        raise FailedPrecondition(f"GGUF is not written for a tokenizer of bytes and pieces with {told}. {REFUSAL}")
+    merges = _merges(found)
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    rows = [_piece(text, kind, found) for text, kind in _rows(found, config["vocab_size"])]
+    unknown = [number for number, (_, kind) in enumerate(rows) if kind == UNKNOWN]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [text for text, _ in rows],
+        "tokenizer.ggml.scores": [-float(ranks.get(text, len(merges))) for text, _ in rows],
+        "tokenizer.ggml.token_type": [kind for _, kind in rows],
+        "tokenizer.ggml.unknown_token_id": unknown[0] if unknown else None,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def _piece(text: str, kind: int, found: dict[str, Any]) -> tuple[str, int]:
+    """A token of a tokenizer with scores. llama.cpp looks for tokens of the users' in text before its spaces become
+    SPACE; ours finds one that is spelled with SPACE there only if it is `normalized`, else it comes from merges."""
+    if BYTE_PIECE.fullmatch(text):
+        return text, BYTE
+    if text == found["model"].get("unk_token"):
+        return text, UNKNOWN
+    if kind == USER_DEFINED and SPACE in text:
+        is_normalized = any(row["normalized"] for row in found["added_tokens"] if row["content"] == text)
+        return (text.replace(SPACE, " "), USER_DEFINED) if is_normalized else (text, NORMAL)
+    return text, kind
+
+
+def _rows(found: dict[str, Any], size: int) -> list[tuple[str, int]]:
+    """Text and type of every token id that the model has."""
+    ids: dict[int, tuple[str, int]] = {number: (text, NORMAL) for text, number in found["model"]["vocab"].items()}
+    for row in found["added_tokens"]:
+        ids[row["id"]] = row["content"], CONTROL if row["special"] else USER_DEFINED
+    return [ids.get(number, (f"[unused{number}]", UNUSED)) for number in range(size)]
+
+
+def _merges(found: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs: list[list[str]] = [
+        merge.split(" ", 1) if isinstance(merge, str) else merge for merge in found["model"]["merges"]
+    ]
+    return [(left, right) for left, right in pairs]
+
+
+def _splitting(found: dict[str, Any]) -> str:
+    """llama.cpp's name for how text is split before the merges."""
+    normalizers = _parts(found.get("normalizer"), "normalizers")
+    steps = tuple(_step(part) for part in _parts(found.get("pre_tokenizer"), "pretokenizers"))
+    normalizer = "+".join(part["type"] for part in normalizers) or None
+    wanted = Splitting(steps, normalizer, bool(found["model"].get("ignore_merges")))
+    for name, splitting in SPLITTINGS.items():
+        if splitting == wanted:
+            return name
+    told = " and ".join(" ".join(step).strip() for step in steps) or "nothing"
+    raise FailedPrecondition(
+        f"GGUF is not written for a tokenizer that splits by {told}"
+        f"{f' after {normalizer}' if normalizer else ''}: llama.cpp has no name for it that we know. {REFUSAL}"
+    )
+
+
+def _parts(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    return list(part[inner]) if part["type"] == "Sequence" else [part]
+
+
+def _step(part: dict[str, Any]) -> tuple[str, str]:
+    """As in SPLITTINGS; anything else is told by its kind and what it says."""
+    match part:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return WORDS if part.get("use_regex", True) else BYTES
+        case {"type": "Digits", "individual_digits": True}:
+            return "Digits", "single"
+        case {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}:
+            return AT_SPACES
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+            return "Split", pattern
+    return part["type"], json.dumps({key: value for key, value in part.items() if key != "type"})
+
+
+def _first_id(found: dict[str, Any]) -> int | None:
+    """The special token that the base's tokenizer puts before every text."""
+    for part in _parts(found.get("post_processor"), "processors"):
+        if part["type"] == "TemplateProcessing" and "SpecialToken" in part["single"][0]:
+            return int(part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0])
+    return None
