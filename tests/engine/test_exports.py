@@ -139,6 +139,19 @@ def test_what_llama_cpp_would_compute_in_another_way_is_refused_by_name(
     assert not list((tmp_path / "files").iterdir())
 
 
+def test_values_that_half_precision_cannot_hold_leave_no_file(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path, "llama", "gguf-f16")
+    weights = Path(spec.base.folder) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][0] = 1e6  # norms stay float32
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(tensors, weights, metadata={"format": "pt"})
+    (tmp_path / "files").mkdir()
+    with pytest.raises(FailedPrecondition, match=r"blk\.1\.ffn_up\.weight has values beyond half precision"):
+        write_files(spec, tmp_path / "files")
+    assert not (tmp_path / "files" / GGUF_FILE).exists()
+
+
 def test_a_base_of_an_unknown_type_is_refused_by_name(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "llama", "gguf-f16")
     config = Path(spec.base.folder) / "config.json"
@@ -165,7 +178,7 @@ def test_gguf_that_would_be_read_as_something_else_is_refused(
     spec = spec_for(tmp_path, "qwen3", "gguf-f16", tokenizer=TOKENIZERS["qwen3"](), **SHAPES["qwen3"])
     (tmp_path / "files").mkdir()
     write = gguf._write
-    monkeypatch.setattr(gguf, "_write", lambda target, found, tensors: write(target, found | change, tensors))
+    monkeypatch.setattr(gguf, "_write", lambda target, found, *more: write(target, found | change, *more))
     write_files(spec, tmp_path / "files")
     with pytest.raises(InvalidArgument, match=told):
         convert_gguf(tmp_path / "files" / GGUF_FILE, tmp_path / "read")

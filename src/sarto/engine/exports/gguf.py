@@ -6,8 +6,10 @@ by name.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sarto.engine.exports.gguf_tokenizer import REFUSAL, tokenizer_metadata
-from sarto.engine.exports.merge import merged_tensors, weight_files
+from sarto.engine.exports.merge import merged_tensors, tensor_shapes, weight_files
 from sarto.engine.families.decoder import DecoderConfig
 from sarto.engine.families.gemma3 import local_rotary
 from sarto.engine.families.gguf_architectures import ARCHITECTURES, ROPE_FACTORS, Architecture, is_norm
@@ -31,8 +33,29 @@ BLOCK = 32
 F32, F16, Q8_0 = 0, 1, 8
 FILE_TYPES = {F16: 1, Q8_0: 7}
 Array = npt.NDArray[Any]
-Stored = tuple[str, tuple[int, ...], int, bytes]
-"""A tensor as it is written: name, shape, storage type, values."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the file's table."""
+
+    name: str
+    shape: tuple[int, ...]
+    form: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Raises FailedPrecondition for rows that do not divide into blocks."""
+        count = math.prod(self.shape)
+        if self.form == F32:
+            return 4 * count
+        if self.form == F16:
+            return 2 * count
+        if self.shape[-1] % BLOCK:
+            raise FailedPrecondition(
+                f"rows of {self.shape[-1]} in {self.name} do not divide into blocks of {BLOCK} (Q8_0)"
+            )
+        return count // BLOCK * (2 + BLOCK)
 
 
 def write_gguf(
@@ -62,20 +85,33 @@ def write_gguf(
     metadata |= {f"{architecture.name}.{key}": numbers[source] for key, source in architecture.keys.items()}
     metadata |= tokenizer_metadata(base, config)
     names = {ours: stored for stored, ours in architecture.tensor_names(shape.layers).items()}
-    tensors: list[Stored] = []
+    if shape.tied:
+        names.pop("lm_head.weight", None)
+    factors = None
     if scaling != "default":
         factors = (plain_frequencies(numbers["rope_theta"], shape.head_dim) / shape.inverse_frequencies[0]).numpy()
-        tensors.append((ROPE_FACTORS, factors.shape, F32, _encoded(factors, F32, ROPE_FACTORS)))
-    for file in weight_files(base):
-        for source, tensor in merged_tensors(base, file, adapter, quantisation):
-            if source == "lm_head.weight" and shape.tied:
-                continue
-            if source not in names:
-                raise FailedPrecondition(f"GGUF has no place for the tensor {source}. {REFUSAL}")
-            values = _as_stored(source, tensor.float(), shape, architecture).numpy()
-            form = F32 if values.ndim == 1 else kind
-            tensors.append((names[source], values.shape, form, _encoded(values, form, names[source])))
-    _write(target, metadata, tensors)
+
+    def values() -> Iterator[tuple[Entry, Array]]:
+        """One tensor in memory at a time, in the order of the table."""
+        if factors is not None:
+            yield Entry(ROPE_FACTORS, factors.shape, F32), factors
+        for file in weight_files(base):
+            for source, tensor in merged_tensors(base, file, adapter, quantisation):
+                if source in names:
+                    stored = _as_stored(source, tensor.float(), shape, architecture).numpy()
+                    yield Entry(names[source], stored.shape, F32 if stored.ndim == 1 else kind), stored
+
+    entries = [] if factors is None else [Entry(ROPE_FACTORS, factors.shape, F32)]
+    for source, size in tensor_shapes(base):
+        if source in names:
+            entries.append(Entry(names[source], size, F32 if len(size) == 1 else kind))
+        elif source != "lm_head.weight":
+            raise FailedPrecondition(f"GGUF has no place for the tensor {source}. {REFUSAL}")
+    try:
+        _write(target, metadata, entries, values())
+    except FailedPrecondition:
+        target.unlink()
+        raise
 
 
 def _architecture(config: dict[str, Any]) -> Architecture:
@@ -154,15 +190,13 @@ def _as_stored(source: str, tensor: Tensor, shape: DecoderConfig, architecture: 
     return tensor.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
 
 
-def _encoded(values: Array, form: int, name: str) -> bytes:
-    if form == F32:
+def _encoded(values: Array, entry: Entry) -> bytes:
+    if entry.form == F32:
         return values.astype(np.float32).tobytes()
-    if form == F16:
+    if entry.form == F16:
         if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
-            raise FailedPrecondition(f"tensor {name} has values beyond half precision; export gguf-q8-0 instead")
+            raise FailedPrecondition(f"tensor {entry.name} has values beyond half precision; export gguf-q8-0 instead")
         return values.astype(np.float16).tobytes()
-    if values.shape[-1] % BLOCK:
-        raise FailedPrecondition(f"rows of {values.shape[-1]} in {name} do not divide into blocks of {BLOCK} (Q8_0)")
     blocks = values.reshape(-1, BLOCK)
     scale = (np.abs(blocks).max(1, keepdims=True) / 127.0).astype(np.float32)
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -172,18 +206,24 @@ def _encoded(values: Array, form: int, name: str) -> bytes:
     return packed.tobytes()
 
 
-def _write(target: Path, metadata: dict[str, Any], tensors: list[Stored]) -> None:
+def _write(target: Path, metadata: dict[str, Any], entries: list[Entry], values: Iterator[tuple[Entry, Array]]) -> None:
+    """`values` in the order of `entries`."""
+    sizes = [entry.size_bytes for entry in entries]
     with target.open("wb") as file:
-        file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(metadata)))
         for key, value in metadata.items():
             file.write(_text(key) + _value(value))
         at = 0
-        for name, shape, form, data in tensors:
-            file.write(_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), form, at))
-            at += -(-len(data) // ALIGNMENT) * ALIGNMENT
+        for entry, size in zip(entries, sizes, strict=True):
+            dimensions = len(entry.shape)
+            file.write(_text(entry.name))
+            file.write(struct.pack(f"<I{dimensions}QIQ", dimensions, *reversed(entry.shape), entry.form, at))
+            at += -(-size // ALIGNMENT) * ALIGNMENT
         file.write(b"\0" * (-file.tell() % ALIGNMENT))
-        for _, _, _, data in tensors:
-            file.write(data + b"\0" * (-len(data) % ALIGNMENT))
+        for expected, (entry, tensor) in zip(entries, values, strict=True):
+            assert entry == expected
+            file.write(_encoded(tensor, entry))
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
 
 
 def _text(text: str) -> bytes:

@@ -25,6 +25,14 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
+def tensor_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors of a base, in the order in which `merged_tensors` gives them."""
+    for file in weight_files(folder):
+        with safe_open(folder / file, "pt") as opened:
+            for name in list(opened.keys()):
+                yield name, tuple(opened.get_slice(name).get_shape())
+
+
 def merged_tensors(
     folder: Path, file: str, adapter: AdapterFile, quantisation: Quantisation | None = None
 ) -> Iterator[tuple[str, Tensor]]:
