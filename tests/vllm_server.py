@@ -102,7 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
             for index in range(body["n"]):
                 last = number == len(words) - 1 and body.get("seed") not in (7, 8)
                 reason = ("length" if len(words) == body["max_tokens"] else "stop") if last else None
-                self._send({"choices": [{"index": index, "text": word, "finish_reason": reason}]})
+                choice = {"index": index, "text": word, "finish_reason": reason}
+                if "logprobs" in body:
+                    assert body["return_tokens_as_token_ids"]
+                    choice["logprobs"] = _logprobs(number, body["logprobs"], body["stop_token_ids"] if reason else [])
+                self._send({"choices": [choice]})
         if body.get("seed") == 8:
             return
         while body.get("seed") == 7:
@@ -140,6 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nobody reads it."""
+
+
+def _logprobs(number: int, top: int, ends: list[int]) -> dict[str, Any]:
+    """Token `number` with log probability -1 - number beside the likelier one before it, then the end. As in vLLM the
+    token itself is always among the likeliest, one more than asked for if need be."""
+    ids = [number + 10, *ends[:1]]
+    chosen = [-1.0 - index for index in range(number, number + len(ids))]
+    likelier = [{f"token_id:{one}": value, "token_id:7": value + 0.5} for one, value in zip(ids, chosen, strict=True)]
+    shown = [dict(list(each.items())[: top + 1]) for each in likelier]
+    return {"tokens": [f"token_id:{one}" for one in ids], "token_logprobs": chosen, "top_logprobs": shown}
 
 
 def _follow(grammar: str) -> str:

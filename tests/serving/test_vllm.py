@@ -170,6 +170,28 @@ def test_schemas_enums_and_calls_reach_vllm_as_the_grammar_our_worker_would_foll
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_log_probabilities_have_text_and_id_and_leave_out_the_end(
+    tmp_path: Path, base: BaseWeights, count: int
+) -> None:
+    async def test() -> None:
+        with vllm_server() as (address, _):
+            async with client(tmp_path, address) as generator:
+                asked = request(responseLogprobs=True, **({"logprobs": count} if count else {}))
+                (candidate,) = (await collect(generator.generate(Target(base), asked))).candidates
+                texts = (await generator._worker.inspect(Target(base), "token_texts", {"tokenIds": [7, 10, 11, 12]}))[
+                    "texts"
+                ]
+                found = candidate.logprobs_result
+                assert found is not None
+                chosen = [(one.token, one.token_id, one.log_probability) for one in found.chosen_candidates]
+                assert chosen == [(texts[1], 10, -1.0), (texts[2], 11, -2.0), (texts[3], 12, -3.0)]
+                tops = [[(one.token, one.token_id) for one in top.candidates] for top in found.top_candidates]
+                assert tops == [[(texts[0], 7)] if count else []] * 3
+
+    asyncio.run(test())
+
+
 def test_a_vllm_that_would_ignore_a_grammar_is_refused(tmp_path: Path, base: BaseWeights) -> None:
     async def test() -> None:
         with vllm_server(version="0.10.2") as (address, _):
@@ -184,7 +206,7 @@ def test_a_vllm_that_would_ignore_a_grammar_is_refused(tmp_path: Path, base: Bas
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"generationConfig": {"responseLogprobs": True}}, "response_logprobs"),
+        ({"generationConfig": {"logprobs": 2}}, "logprobs"),
         ({"generationConfig": {"responseSchema": {"type": "STRING"}}}, "response_schema"),
         ({"generationConfig": {"responseMimeType": "application/json", "responseSchema": {"type": "X"}}}, "schema"),
         ({"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}, "mode"),

@@ -37,7 +37,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "sarto.engine.run": ("sarto.settings",),
     "sarto.engine.outside": ("sarto.storage.growing",),
     "sarto.serving.worker": ("sarto.engine",),
-    "sarto.serving.vllm": ("sarto.engine.serving.reply",),
+    "sarto.serving.vllm_pieces": ("sarto.engine.serving.reply",),
 }
 ABOVE_IN_ENGINE = ("tuning", "serving", "evaluation")
 BELOW_IN_ENGINE = ("data", "ops", "families")

@@ -43,7 +43,7 @@ class Generator(Protocol):
     async def count_tokens(self, target: Target, request: CountTokensRequest) -> CountTokensResponse: ...
 
     async def inspect(self, target: Target | None, method: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """Other questions by name: compute_tokens, prompt, data_report, show_row, metrics."""
+        """Other questions by name: compute_tokens, prompt, token_texts, data_report, show_row, metrics."""
         ...
 
     async def metrics(self) -> dict[str, Any] | None:

@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import orjson
 
-from sarto.engine.serving.reply import Reply
 from sarto.errors import (
     RETRY_INFO,
     FailedPrecondition,
@@ -27,26 +26,15 @@ from sarto.errors import (
     SartoError,
     Unavailable,
 )
-from sarto.schema.generation import (
-    Candidate,
-    Content,
-    FinishReason,
-    GenerateContentRequest,
-    GenerateContentResponse,
-    GenerationConfig,
-    Part,
-    UsageMetadata,
-)
+from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse, GenerationConfig
 from sarto.serving.generator import Generator, Target
+from sarto.serving.vllm_pieces import Pieces, usage_of
 from sarto.serving.vllm_server import VllmServer
 
 logger = logging.getLogger(__name__)
 PREFIX = "sarto-"
 """Of every adapter's name in vLLM: what begins otherwise is not ours, and left alone."""
 SECONDS = 2.0
-CONFIG = "generation_config"
-REFUSED = ("response_logprobs", "logprobs")
-"""Fields that Sarto's own worker honours, and that are not translated for vLLM."""
 GRAMMARS_SINCE = (0, 11)
 """vLLM's version that takes `structured_outputs`; an older one would ignore it."""
 
@@ -125,8 +113,8 @@ class VllmGenerator:
             if form["grammar"]:
                 await self._check_grammars()
                 body["structured_outputs"] = {"grammar": form["grammar"]}
-            replies = [Reply(frozenset(form["functions"])) for _ in range(body["n"])]
-            async with aclosing(self._answers(body, replies)) as answers:
+            pieces = Pieces(body["n"], form["functions"], form["endIds"], body.get("logprobs"))
+            async with aclosing(self._answers(target, body, pieces)) as answers:
                 async for answer in answers:
                     yield answer
         finally:
@@ -209,7 +197,15 @@ class VllmGenerator:
                 "Ask for plain text, or serve this model with Sarto's own worker."
             )
 
-    async def _answers(self, body: dict[str, Any], replies: Sequence[Reply]) -> AsyncGenerator[GenerateContentResponse]:
+    async def _texts(self, target: Target, ids: list[int]) -> dict[int, str]:
+        if not ids:
+            return {}
+        found = await self._worker.inspect(target, "token_texts", {"tokenIds": ids})
+        return dict(zip(ids, found["texts"], strict=True))
+
+    async def _answers(
+        self, target: Target, body: dict[str, Any], pieces: Pieces
+    ) -> AsyncGenerator[GenerateContentResponse]:
         """vLLM's pieces; the last is held back until it is known what all of it counts."""
         room = self._context - len(body["prompt"])
         if room < 1:
@@ -233,7 +229,8 @@ class VllmGenerator:
                     piece = orjson.loads(data)
                     if "error" in piece:
                         raise _fault(500, data.encode())
-                    usage, candidates = _usage(piece.get("usage")), _candidates(piece.get("choices", ()), replies)
+                    choices, usage = piece.get("choices", ()), usage_of(piece.get("usage"))
+                    candidates = pieces.read(choices, await self._texts(target, pieces.token_ids(choices)))
                     if candidates:
                         if held is not None:
                             yield held
@@ -251,11 +248,8 @@ class VllmGenerator:
 
 
 def _read(request: GenerateContentRequest) -> dict[str, Any]:
-    """How to continue, in vLLM's words. Raises InvalidArgument, by its field, for what is not translated."""
+    """How to continue, in vLLM's words."""
     config = request.generation_config or GenerationConfig()
-    for name in config.model_dump(include=set(REFUSED), exclude_none=True):
-        if getattr(config, name):
-            raise InvalidArgument.field(f"{CONFIG}.{name}", "Models on vLLM cannot honour it; leave it out.")
     found: dict[str, Any] = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -272,36 +266,9 @@ def _read(request: GenerateContentRequest) -> dict[str, Any]:
         found["max_tokens"] = config.max_output_tokens
     if config.seed is not None:
         found["seed"] = config.seed
+    if config.response_logprobs:
+        found |= {"logprobs": config.logprobs or 0, "return_tokens_as_token_ids": True}
     return found
-
-
-def _candidates(choices: Sequence[dict[str, Any]], replies: Sequence[Reply]) -> list[Candidate]:
-    """Text that may yet turn out to be a call stays in the reply."""
-    found = []
-    for choice in choices:
-        reply, reason = replies[choice["index"]], _reason(choice.get("finish_reason"))
-        parts = reply.push(choice["text"]) + (reply.finish() if reason else [])
-        if parts or reason:
-            content = Content(role="model", parts=[Part.model_validate(part) for part in parts])
-            found.append(Candidate(index=choice["index"], content=content, finish_reason=reason))
-    return found
-
-
-def _reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    return {"stop": FinishReason.STOP, "length": FinishReason.MAX_TOKENS}.get(reason, FinishReason.OTHER)
-
-
-def _usage(usage: dict[str, Any] | None) -> UsageMetadata | None:
-    if usage is None:
-        return None
-    return UsageMetadata(
-        prompt_token_count=usage["prompt_tokens"],
-        candidates_token_count=usage["completion_tokens"],
-        total_token_count=usage["total_tokens"],
-        traffic_type="ON_DEMAND",
-    )
 
 
 def _fault(status: int, body: bytes) -> SartoError:

@@ -57,6 +57,11 @@ def _prompt(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -
     }
 
 
+def _token_texts(engine: Engine, base: BaseWeights | None, payload: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = engine.tokenizer(_needed(base))
+    return {"texts": [tokenizer.token_text(token) for token in payload["tokenIds"]]}
+
+
 def _needed(base: BaseWeights | None) -> BaseWeights:
     if base is None:
         raise InvalidArgument("This question needs a model.")
@@ -77,6 +82,7 @@ QUESTIONS: dict[str, Callable[[Engine, BaseWeights | None, dict[str, Any]], dict
     "forget_adapters": _forget_adapters,
     "compute_tokens": _compute_tokens,
     "prompt": _prompt,
+    "token_texts": _token_texts,
     "data_report": _data_report,
     "show_row": _show_row,
 }
