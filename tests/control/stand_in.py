@@ -72,7 +72,9 @@ def main() -> int:
                 say("evaluation", evaluation=record["evaluation"])
                 say("checkpoint", checkpoint=record)
         if step >= first:
-            resume.write_text(str(step))
+            part = resume.with_name("step.part")  # whole or not at all, as the real program writes it
+            part.write_text(str(step))
+            part.rename(resume)
             if name == "raise.jsonl" and step >= 4:
                 raise RuntimeError("the evaluation broke at: the user's own words")
             if name == "die.jsonl" or (name == "die-once.jsonl" and spec["epoch"] == 1 and step == 3):
