@@ -152,6 +152,19 @@ def test_values_that_half_precision_cannot_hold_leave_no_file(tmp_path: Path) ->
     assert not (tmp_path / "files" / GGUF_FILE).exists()
 
 
+def test_an_adapter_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path, "llama", "gguf-f16")
+    weights = Path(spec.adapter_folder) / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "layers.1" in name and "down_proj.lora_A" in name)
+    tensors[name] = tensors[name][:, :-2].contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    (tmp_path / "files").mkdir()
+    with pytest.raises(InvalidArgument, match="does not fit the base"):
+        write_files(spec, tmp_path / "files")
+    assert not (tmp_path / "files" / GGUF_FILE).exists()
+
+
 def test_a_base_of_an_unknown_type_is_refused_by_name(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "llama", "gguf-f16")
     config = Path(spec.base.folder) / "config.json"

@@ -140,6 +140,12 @@ def test_prefixes_are_found_by_tokens_and_adapter_and_dropped_by_least_use() -> 
     assert nothing.find("a", tokens) == []
 
 
+def test_keys_and_values_without_memory_are_told_as_that() -> None:
+    """Which a bound run reports as such, and does not try again."""
+    with pytest.raises(MemoryError, match="keys and values"):
+        SHAPE.empty(1 << 40, 1 << 10)
+
+
 def test_adapters_are_kept_by_use_and_never_evicted_while_they_work(base: BaseWeights, tmp_path: Path) -> None:
     decoder = load_base(base, torch.float32)
     adapters = ResidentAdapters(decoder, Products(decoder), limit=2)

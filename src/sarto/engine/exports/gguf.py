@@ -26,7 +26,7 @@ from sarto.engine.families.load import read_config
 from sarto.engine.families.rotary import plain_frequencies, rotary_parameters
 from sarto.engine.lora import AdapterFile
 from sarto.engine.ops.quantised import Quantisation
-from sarto.errors import FailedPrecondition
+from sarto.errors import FailedPrecondition, SartoError
 
 ALIGNMENT = 32
 BLOCK = 32
@@ -109,8 +109,8 @@ def write_gguf(
             raise FailedPrecondition(f"GGUF has no place for the tensor {source}. {REFUSAL}")
     try:
         _write(target, metadata, entries, values())
-    except FailedPrecondition:
-        target.unlink()
+    except SartoError:
+        target.unlink(missing_ok=True)
         raise
 
 

@@ -54,11 +54,15 @@ class CacheShape:
         """Zeros, since masked places are multiplied by zero weights: (layers, k or v, slots, HK, width, hd).
 
         On CPU pages of their own, which go back to the system with the tensor: in the heap, blocks of all sizes that
-        come and go would leave holes until it had grown by half."""
+        come and go would leave holes until it had grown by half. Raises MemoryError where there are none."""
         shape = (self.layers, 2, slots, self.kv_heads, width, self.head_dim)
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        pages = mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        size = math.prod(shape) * self.dtype.itemsize
+        try:
+            pages = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no memory for {size} bytes of keys and values: {error}") from None
         return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
 

@@ -39,7 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bf
 """By the names of `EngineOptions.dtype`; in int8 only weights are, all else is bfloat16."""
 
 RETURN_SECONDS = 20.0
-"""How often the holes that answers leave in the heap are given back to the system."""
+"""How often the holes that answers leave in the heap are given back. Not without answers: in a run that evaluates,
+training keeps what it frees."""
 
 
 @dataclass(frozen=True)
@@ -231,20 +232,21 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        returned = time.monotonic()
+        returned, has_worked = time.monotonic(), False
         while not self._is_closed:
             with self._wake:
                 if not self._inbox and not any(base.scheduler.has_work for base in self._bases.values()):
-                    self._wake.wait(RETURN_SECONDS)
+                    self._wake.wait(RETURN_SECONDS if has_worked else None)
                 commands, self._inbox = self._inbox, []
             for command in commands:
                 command()
             for digest, base in list(self._bases.items()):
                 if base.scheduler.has_work:
                     self._step(digest, base)
-            if time.monotonic() - returned > RETURN_SECONDS:
+                    has_worked = True
+            if has_worked and time.monotonic() - returned > RETURN_SECONDS:
                 return_pages()
-                returned = time.monotonic()
+                returned, has_worked = time.monotonic(), False
         for base in self._bases.values():
             base.scheduler.fail_all(Unavailable("The generation worker is stopping."))
 
