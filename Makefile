@@ -3,6 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+TASK ?=
 
 VENV := .venv
 GENAI3 := .venv-genai3
@@ -14,13 +15,17 @@ PIP := python -m pip --disable-pip-version-check
 BASE := smollm2-135m-instruct
 # Servers and training runs in tests are processes of their own; one thread each keeps two cores honest.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# Root in a container of its own is let be; `sarto serve` by hand refuses it.
+ifeq ($(shell id -u),0)
+export SARTO_ALLOW_ROOT := true
+endif
 SLOW_FOLDERS := $(wildcard tests/conformance tests/crash)
 FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu" -n $(WORKERS)
 
-.PHONY: demo serve test setup base check fix fast fuzz crash audit ci-audit bench docs lock clean
+.PHONY: demo serve test setup base check fix fast fuzz bombs crash aarch64 processors audit ci-audit bench docs lock clean
 
-demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare
-	@$(BIN)/python examples/demo.py
+demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare; TASK=preference: on pairs
+	@$(BIN)/python examples/$(TASK:%=%_)demo.py
 
 serve: $(VENV)/installed base  ## the service on this machine: make serve ARGS="--port 9000"
 	@exec $(BIN)/sarto serve $(ARGS)
@@ -29,7 +34,7 @@ setup: $(VENV)/installed-dev  ## the package and its development tools, in .venv
 
 test: setup base $(GENAI3)/installed $(NODE)/node_modules/installed  ## every test: what CI runs
 	$(PYTEST) $(FAST) tests
-	$(PYTEST) -m "not gpu" tests/conformance
+	$(PYTEST) -m "not gpu" -n $(WORKERS) --dist loadfile tests/conformance
 	$(PYTEST) -m "not gpu" -n $(WORKERS) tests/crash
 	$(PYTEST) $(SLOW_FOLDERS:%=--ignore=%) -m "slow and not gpu" tests
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_twins.py --rounds 4 --check
@@ -50,6 +55,9 @@ fast: setup  ## the fast tests, or those named: make fast ARGS=tests/cli
 fuzz: setup  ## thousands of requests made from the API description
 	SARTO_FUZZ_CASES=26 $(PYTEST) -s tests/conformance/test_openapi_fuzz.py
 
+bombs: setup  ## every bomb of tests/bombs at every route; make test throws each at some
+	SARTO_BOMBS=all $(PYTEST) -s -m "" tests/bombs
+
 crash: setup  ## every failpoint, and a longer storm of kills: SARTO_STORM_SECONDS=120 each database
 	SARTO_CRASH=all SARTO_STORM_SECONDS=$(or $(SARTO_STORM_SECONDS),120) $(PYTEST) -s tests/crash
 
@@ -60,11 +68,17 @@ ci-audit:  ## the same, as CI runs it: where the vulnerability service is out of
 	@if $(PYTHON) -c "import socket; socket.create_connection(('api.osv.dev', 443), 3)" 2> /dev/null; then $(MAKE) audit; \
 	else echo "NOT AUDITED: the vulnerability service cannot be reached from here"; fi
 
+processors: setup  ## the engine's tests under every instruction set that this machine has, as a table
+	$(BIN)/python -m tests.processors
+
+aarch64: setup  ## our kernels cross-compiled and run under qemu; needs g++-aarch64-linux-gnu and qemu-user
+	$(PYTEST) -rs tests/kernels
+
 bench: setup base  ## the programs in benchmarks/
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
 
-docs: setup  ## regenerate docs/cli.md and docs/routes.md
-	$(BIN)/python -m sarto.cli.reference docs
+docs: setup  ## regenerate docs/cli.md, routes.md, support.md and the settings in operations.md
+	$(BIN)/python -m sarto.cli.docs.reference docs
 
 base: | $(VENV)/created
 	@$(BIN)/sarto models pull $(BASE) > $(VENV)/base.txt

@@ -11,8 +11,8 @@ from setuptools import Extension, setup
 
 SOURCES = [
     "src/sarto/engine/ops/kernels.cpp",
-    "src/sarto/engine/serving/rows.cpp",
-    "src/sarto/engine/serving/panels.cpp",
+    "src/sarto/engine/ops/lora_rows.cpp",
+    "src/sarto/engine/serving/linear_panels.cpp",
 ]
 HEADERS = ["src/sarto/engine/ops/numbers.h"]
 # No OpenMP library is linked on purpose: the symbols are found in the one torch has loaded.

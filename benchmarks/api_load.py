@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.conformance.service import Service, training_rows, upload
 
-from sarto.control import paging
+from processor import show_processor
+from sarto.control.aip import pages
 
 LOCATION = "us-central1"
 JOBS = f"/v1/projects/demo/locations/{LOCATION}/tuningJobs"
@@ -125,7 +126,7 @@ class Bench:
         first = int(job["name"].rpartition("/")[2])
         fill(self.service.home / "sarto.db", str(first), self.jobs)
         project = job["name"].split("/")[1]
-        head = f"Host: load\r\nAuthorization: Bearer {self.service.token()}\r\n"
+        head = f"Host: localhost\r\nAuthorization: Bearer {self.service.token()}\r\n"
 
         def get() -> bytes:
             wanted = first - STEP * random.randint(1, self.jobs)
@@ -133,7 +134,7 @@ class Bench:
 
         def page(depth: float) -> Callable[[], bytes]:
             last = first - STEP * max(1, int(self.jobs * depth))
-            token = paging.token(str(last), "tuningJobs", project, LOCATION, "") if depth else ""
+            token = pages.token(str(last), "tuningJobs", project, LOCATION, "") if depth else ""
             return lambda: f"GET {JOBS}?pageSize=20&pageToken={token} HTTP/1.1\r\n{head}\r\n".encode()
 
         sent = json.dumps(body)
@@ -177,7 +178,7 @@ def fill(database: Path, template: str, jobs: int) -> None:
 @contextmanager
 def served(folder: Path) -> Iterator[Service]:
     service = Service(folder / "home")
-    service.start(SARTO_CONCURRENT_RUNS="0")  # jobs stay PENDING: no training takes a core
+    service.start(SARTO_CONCURRENT_JOBS="0")  # jobs stay PENDING: no training takes a core
     try:
         yield service
     finally:
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=16)
     options = parser.parse_args()
+    show_processor()
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, SQLite", flush=True)
     print("\n| Request | Jobs | Requests/s | Median, ms | 99 %, ms | Server CPU, µs | Target |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sarto.control import iam, projects, service_accounts
-from sarto.control.audit import CURRENT, Call
-from sarto.control.auth import Authenticator
-from sarto.storage import migrations
-from sarto.storage.database import Database
+from processor import show_processor
+from sarto.control.access import account_store, authorization, projects
+from sarto.control.access.authentication import Authenticator
+from sarto.control.access.decisions import CURRENT, AuditedCall
+from sarto.storage.database import migrations
+from sarto.storage.database.database import Database
 
 LIMIT_MICROSECONDS = 200.0
 ROUNDS, CALLS = 7, 3000
@@ -36,11 +37,12 @@ def microseconds(act: Callable[[], object], calls: int) -> float:
 
 
 def main() -> None:
+    show_processor()
     with tempfile.TemporaryDirectory() as folder:
         database = Database.in_home(Path(folder))
         migrations.upgrade(database)
-        file = json.loads(service_accounts.open_home(database, Path(folder), "demo", "http://127.0.0.1:1").read_bytes())
-        key = service_accounts.find_key(database, file["private_key_id"])
+        file = json.loads(account_store.open_home(database, Path(folder), "demo", "http://127.0.0.1:1").read_bytes())
+        key = account_store.find_key(database, file["private_key_id"])
         project = projects.find(database, "demo")
         assert key is not None and project is not None
         server = Authenticator(database, "http://127.0.0.1:1", 3600)
@@ -49,12 +51,12 @@ def main() -> None:
         with database.transaction() as connection:
             for index in range(BINDINGS):
                 on = f"projects/{project.number}/buckets/bucket-{index}"
-                iam.bind(connection, on, "roles/storage.objectViewer", caller.member)
+                authorization.bind(connection, on, "roles/storage.objectViewer", caller.member)
 
         def request() -> None:
-            mine = CURRENT.set(Call("r", "127.0.0.1"))
+            mine = CURRENT.set(AuditedCall("r", "127.0.0.1"))
             who = server.remembered(token) or server.authenticate(token)
-            iam.require(database, who, "aiplatform.tuningJobs.get", "demo")
+            authorization.require(database, who, "aiplatform.tuningJobs.get", "demo")
             CURRENT.reset(mine)
 
         def cold() -> None:

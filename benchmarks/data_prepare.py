@@ -5,7 +5,8 @@ The rows are made here: words drawn from a vocabulary of 300,000 by Zipf's law a
 1 for the first thousands, near 2 behind them), so that new words keep coming as they do in real text, with numbers and
 punctuation; about 150 tokens a row. The peer lives in an environment of its own, made on
 the first run. Prints rows per second, resident memory and the ratio; with `--processor-seconds` rates are per processor
-second of all processes, which other load hardly moves.
+second of all processes, which other load hardly moves. `--parts` measures ours again without template plans and without
+the word table, so that what each brings is known.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from processor import show_processor
 from sarto.catalog import Catalog
 
 VOCABULARY, KERNEL, TAIL = 300_000, 8_000, 1.9
@@ -52,17 +54,17 @@ print(json.dumps({"rows": len(rows), "seconds": time.perf_counter() - started}))
 OURS = """
 import json, resource, sys, time
 from pathlib import Path
-from sarto.engine.data.forecast import BaseShape
-from sarto.engine.data.prepare import Limits, prepare
-from sarto.engine.data.report import data_report
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.schema.runs import BaseWeights, DatasetRef, TuningParameters
+from sarto.engine.dataset_report.forecast import BaseShape
+from sarto.engine.dataset.prepare import DatasetLimits, prepare
+from sarto.engine.dataset_report.data_report import data_report
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from sarto.contract.tuning_run import BaseWeights, DatasetRef, TuningParameters
 folder, path, processes, cache = sys.argv[1:]
 started = time.perf_counter()
 tokenizer = ChatTokenizer.load(folder)
 dataset = DatasetRef(uri="gs://bench/train.jsonl", path=path, size_bytes=Path(path).stat().st_size)
 ready = prepare(dataset, tokenizer, max_tokens=8192, cache_folder=cache, processes=int(processes),
-                limits=Limits(max_bytes=1 << 40))
+                limits=DatasetLimits(max_bytes=1 << 40))
 prepared = time.perf_counter() - started
 report = data_report(ready, None, BaseWeights(name="base", folder=folder, digest=""), BaseShape.load(folder),
                      TuningParameters(rank=8, alpha=16), max_tokens=8192)
@@ -71,6 +73,20 @@ print(json.dumps({"rows": len(ready.store), "seconds": seconds, "prepare_seconds
                   "tokens_per_row": ready.store.token_count / len(ready.store), "dropped": len(ready.faults),
                   "repeated": report["duplicates"]["exactCount"]}))
 """
+
+
+WITHOUT = {
+    "template plans": "import sarto.engine.rendering.render as module; module.make_plan = lambda *_: None",
+    "word table": """
+import sarto.engine.rendering.word_table as module
+def encode_texts(self, texts):
+    rows = self._encode(texts)
+    tokens = module.np.concatenate([module.np.asarray(row, dtype="<u4") for row in rows] or [module.np.zeros(0, "<u4")])
+    return tokens, module.np.array([len(row) for row in rows], dtype=module.np.int64)
+module.WordTable.encode_texts = encode_texts
+""",
+}
+"""Python run at the start of each of our processes that takes one part away."""
 
 
 def make_rows(path: Path, count: int) -> None:
@@ -108,11 +124,22 @@ def peer_python(folder: Path) -> Path:
     return python
 
 
-def measured(python: Path | str, program: str, arguments: list[str]) -> dict[str, Any]:
+def without(part: str, work: Path) -> dict[str, str]:
+    """The environment in which our processes lack a part: Python imports `sitecustomize` at its start."""
+    folder = work / "without"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(WITHOUT[part])
+    return {"PYTHONPATH": str(folder)}
+
+
+def measured(
+    python: Path | str, program: str, arguments: list[str], environment: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run a program in a process of its own: what it prints, its processor seconds and the peak of its resident memory,
     its children's included (memory that processes share is counted once)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen([str(python), "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    command = [str(python), "-c", program, *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(child, peak))
     watcher.start()
@@ -157,7 +184,9 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m-instruct")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sarto-bench-data")
     parser.add_argument("--processor-seconds", action="store_true")
+    parser.add_argument("--parts", action="store_true", help="ours without single parts too")
     given = parser.parse_args()
+    show_processor()
     catalog = Catalog.load()
     folder = str(catalog.folder(catalog.weights[given.base]))
     given.work.mkdir(parents=True, exist_ok=True)
@@ -173,16 +202,24 @@ def main() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     arguments = [str(given.processes), str(cache / "ours")]
     ours = measured(sys.executable, OURS, [folder, str(data), *arguments])
+    for part in WITHOUT if given.parts else ():
+        shutil.rmtree(cache / "ours", ignore_errors=True)
+        run = measured(sys.executable, OURS, [folder, str(peer_data), *arguments], without(part, given.work))
+        print(f"without {part}: {rate(run, given):,.0f} rows/s")
     peer = measured(
         peer_python(given.work / "venv"), PEER, [folder, str(peer_data), *arguments[:1], str(cache / "peer")]
     )
-    clock = "processor_seconds" if given.processor_seconds else "seconds"
-    for name, found in (("ours", ours), ("datasets.map", peer)):
-        print(f"{name}: {found['rows'] / found[clock]:,.0f} rows/s ({clock}), peak {found['peak_mib']:,} MiB, {found}")
-    ratio = ours["rows"] / ours[clock] / (peer["rows"] / peer[clock])
-    rate = ours["rows"] / ours[clock]
-    print(f"ratio: {ratio:.2f} (bar 3), {rate:,.0f} rows/s (bar 30,000), {ours['peak_mib']} MiB (bar 1,024)")
+    for name, run in (("ours", ours), ("datasets.map", peer)):
+        print(f"{name}: {rate(run, given):,.0f} rows/s, peak {run['peak_mib']:,} MiB, {run}")
+    ratio, ours_rate = rate(ours, given) / rate(peer, given), rate(ours, given)
+    print(f"ratio: {ratio:.2f} (bar 3), {ours_rate:,.0f} rows/s (bar 30,000), {ours['peak_mib']} MiB (bar 1,024)")
     shutil.rmtree(cache, ignore_errors=True)
+
+
+def rate(run: dict[str, Any], options: argparse.Namespace) -> float:
+    """Rows of a run per second, or per processor second."""
+    seconds: float = run["processor_seconds" if options.processor_seconds else "seconds"]
+    return float(run["rows"]) / seconds
 
 
 if __name__ == "__main__":

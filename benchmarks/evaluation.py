@@ -22,19 +22,20 @@ from typing import Any
 
 import torch
 
+from processor import show_processor
 from sarto.catalog import Catalog
-from sarto.engine.asking_engine import asking
+from sarto.contract.common import BaseWeights
+from sarto.conversations.examples import Example, Turn
 from sarto.engine.evaluation.answers import Answer, save_answers
-from sarto.engine.evaluation.asking import Generate, spread
-from sarto.engine.evaluation.job import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
+from sarto.engine.evaluation.generate import Generate, spread
+from sarto.engine.evaluation.job_evaluation import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
 from sarto.engine.evaluation.rows import EvaluationRow, row_from_example
-from sarto.engine.families.load import load_base
-from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.engine.models.load import load_base
+from sarto.engine.ops.select import choose_operations, native_dtype
+from sarto.engine.programs.local_model import asking
 from sarto.engine.serving.engine import Engine, EngineOptions
 from sarto.schema.evaluation import EvaluationConfig
-from sarto.schema.examples import Example, Turn
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse, GenerationConfig
-from sarto.schema.runs import BaseWeights
 
 BAR = 2.0
 CONCURRENCY = 32
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    show_processor()
     catalog = Catalog.load()
     base = catalog.base(catalog.weights[given.base])
     if given.memory:

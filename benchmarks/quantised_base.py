@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
-from sarto.engine.data.prepare import Limits, prepare
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.engine.tuning.session import Rows, Session
-from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, RunSpec, TuningParameters
+from processor import show_processor
+from sarto.contract.common import BaseWeights, DatasetRef, TuningParameters
+from sarto.contract.tuning_run import ChosenParameters, RunSpec
+from sarto.engine.dataset.prepare import DatasetLimits, prepare
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from sarto.engine.tuning.session import Session, TokenisedDataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "support_tickets"
 AS_IT_IS = "as it is"
@@ -27,22 +29,28 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rows(name: str, tokenizer: ChatTokenizer, cache: Path) -> Rows:
+def rows(name: str, tokenizer: ChatTokenizer, cache: Path) -> TokenisedDataset:
     path = EXAMPLES / f"{name}.jsonl"
     dataset = DatasetRef(uri=path.name, path=str(path), size_bytes=path.stat().st_size)
-    limits = Limits(max_bytes=dataset.size_bytes, max_examples=10_000, max_dropped_share=0.0, role=name)
-    return Rows.of(prepare(dataset, tokenizer, max_tokens=2048, cache_folder=str(cache), limits=limits).store)
+    limits = DatasetLimits(max_bytes=dataset.size_bytes, max_examples=10_000, max_dropped_share=0.0, role=name)
+    return TokenisedDataset.of(
+        prepare(dataset, tokenizer, max_tokens=2048, cache_folder=str(cache), limits=limits).store
+    )
 
 
 def measure(
-    given: argparse.Namespace, form: dict[str, Any], training: Rows, validation: Rows, folder: Path
+    given: argparse.Namespace,
+    form: dict[str, Any],
+    training: TokenisedDataset,
+    validation: TokenisedDataset,
+    folder: Path,
 ) -> dict[str, Any]:
     base = BaseWeights(name="base", folder=str(given.base), digest=str(form), quantisation=form.get("quantisation"))
     dataset = DatasetRef(uri="train.jsonl", path="train.jsonl", size_bytes=1)
     spec = RunSpec(
-        job="bench", epoch=1, run_folder=str(folder), base=base, training_dataset=dataset, threads=given.threads,
-        parameters=TuningParameters(rank=16, alpha=32.0), max_tokens_per_example=2048, cache_folder=str(folder),
-        dtype=form.get("dtype", "auto"),
+        job="bench", epoch=1, method="supervised", run_folder=str(folder), base=base, training_dataset=dataset,
+        threads=given.threads, parameters=TuningParameters(rank=16, alpha=32.0), max_tokens_per_example=2048,
+        cache_folder=str(folder), dtype=form.get("dtype", "auto"),
     )  # fmt: skip
     chosen = ChosenParameters(
         rank=16, alpha=32.0, epoch_count=given.epochs, batch_size=8, learning_rate=2e-4, warmup_steps=2, total_steps=0,
@@ -51,12 +59,12 @@ def measure(
     session = Session(spec, chosen, training, validation)
     layers = [session.decoder.layer(index) for index in range(session.decoder.config.layers)]
     held = sum(part.numel() * part.element_size() for layer in layers for part in layer.parameters())
-    before = session.trainer.evaluate(validation.examples)[0]
+    before = session.trainer.evaluate(validation.examples).loss
     clock = time.process_time()
     for _ in range(session.schedule.total_steps):
         session.trainer.step()
     seconds = (time.process_time() - clock) / session.schedule.total_steps
-    after = session.trainer.evaluate(validation.examples)[0]
+    after = session.trainer.evaluate(validation.examples).loss
     return {
         "layers_mib": round(held / 2**20, 1), "loss_before": round(before, 4), "loss_after": round(after, 4),
         "processor_seconds_per_step": round(seconds, 3), "steps": session.schedule.total_steps,
@@ -70,6 +78,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    show_processor()
     torch.set_num_threads(given.threads)
     tokenizer = ChatTokenizer.load(given.base)
     with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,8 @@ import httpx
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
+from processor import show_processor
+
 LIMIT = 0.05
 PARENT = "projects/demo/locations/us-central1"
 KEY = f"{PARENT}/keyRings/ring/cryptoKeys/key"
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    show_processor()
     with tempfile.TemporaryDirectory() as folder:
         child, http = serve(Path(folder) / "home")
         try:

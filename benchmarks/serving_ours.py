@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import AdapterShape, LoraAdapter, write_adapter
-from sarto.engine.serving.adapters import AdapterKey
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.load import load_base
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.serving.adapter_pool import AdapterKey
 from sarto.engine.serving.engine import Engine
-from sarto.engine.serving.products import Choice
+from sarto.engine.serving.linear import Choice
 from sarto.engine.serving.runner import PromptChunk, Row, Runner
 from sarto.engine.serving.sampling import Sampler, Sampling, sample
+from sarto.engine.weights.peft import write_adapter
 from sarto.errors import SartoError
 from sarto.schema.generation import GenerateContentRequest
-from sarto.schema.runs import BaseWeights
 
 Clock = Callable[[], float]
 

@@ -26,17 +26,18 @@ from typing import Any
 
 import torch
 
+from processor import show_processor
 from sarto.catalog import Catalog
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.engine.exports.gguf import F16, write_gguf
-from sarto.engine.lora import read_adapter
-from sarto.engine.serving.adapters import AdapterKey
-from sarto.engine.serving.certificate import Divergence, reply_logits
+from sarto.contract.common import BaseWeights
+from sarto.conversations.examples import parse_line
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from sarto.engine.serving.adapter_pool import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
-from sarto.engine.serving.panels import compiled_panels
+from sarto.engine.serving.linear_panels import compiled_panels
+from sarto.engine.serving.parity import Divergence, reply_logits
+from sarto.engine.weights.gguf_writer import F16, write_gguf
+from sarto.engine.weights.peft import read_adapter
 from sarto.samples import validation_rows
-from sarto.schema.examples import parse_line
-from sarto.schema.runs import BaseWeights
 from serving_ours import Clock, Ours, Streams, make_adapters
 
 BATCH = 8
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--processor-seconds", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    show_processor()
     torch.set_num_threads(given.threads)
     clock = time.process_time if given.processor_seconds else time.perf_counter
     catalog = Catalog.load()

@@ -13,30 +13,36 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sarto.engine.data.batches import Tokenized
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import AdapterShape, LoraAdapter
-from sarto.engine.ops.choose import choose_operations, native_dtype
+from processor import show_processor
+from sarto.contract.common import BaseWeights
+from sarto.engine.host_memory import keep_pages
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.load import load_base
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.ops.eager_kernels import EagerKernels
 from sarto.engine.ops.fused import FusedOperations
-from sarto.engine.ops.kernels import EagerKernels
-from sarto.engine.ops.plain import Operations, PlainOperations
-from sarto.engine.pages import keep_pages
-from sarto.engine.tuning.memory import LADDER
+from sarto.engine.ops.reference import Operations, PlainOperations
+from sarto.engine.ops.select import choose_operations, native_dtype
+from sarto.engine.tuning.memory_plan import LADDER
+from sarto.engine.tuning.methods import METHODS
+from sarto.engine.tuning.methods.supervised import batch_loss
+from sarto.engine.tuning.packing import TokenizedExample
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.trainer import Optimisation, Trainer
-from sarto.schema.runs import BaseWeights
 from training.ours import Nothing
 
 LAYERS, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, VOCABULARY = 4, 576, 1536, 9, 3, 16384
 WARM_ROUNDS = 2
-MARGIN = 1.15
-"""The chosen operations must be at least this much faster than the plain ones; they are about twice as fast."""
+MARGIN, NARROW_MARGIN = 1.15, 0.95
+"""How many times as fast as the plain operations the chosen ones must be: with AVX-512, where they are about twice as
+fast, and with less, where both multiply float32 by oneDNN and differ by about a tenth (1.05 to 1.12 on AVX2)."""
 LOSS_MARGIN = 2e-2
 
 
@@ -64,7 +70,7 @@ def make_base(folder: Path) -> BaseWeights:
     return BaseWeights(name="random", folder=str(folder), digest="random")
 
 
-def make_examples(seed: int) -> list[Tokenized]:
+def make_examples(seed: int) -> list[TokenizedExample]:
     """Eight examples of three kinds that share a prompt each."""
     random = np.random.default_rng(seed)
     prompts = [np.random.default_rng(kind).integers(0, VOCABULARY, 50) for kind in range(3)]
@@ -72,7 +78,7 @@ def make_examples(seed: int) -> list[Tokenized]:
     for index in range(8):
         own, reply = random.integers(0, VOCABULARY, random.integers(20, 150)), random.integers(0, VOCABULARY, 20)
         tokens = np.concatenate([prompts[index % 3], own, reply]).astype(np.uint32)
-        rows.append(Tokenized(tokens, np.arange(len(tokens)) >= len(tokens) - 20, index))
+        rows.append(TokenizedExample(tokens, np.arange(len(tokens)) >= len(tokens) - 20, index))
     return rows
 
 
@@ -81,7 +87,9 @@ def make_trainer(base: BaseWeights, ops: Operations) -> Trainer:
     decoder.ops = ops
     adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
     schedule = Schedule(1, 1, 1 << 30, 2e-4, 0)
-    return Trainer(decoder, adapter, Nothing(), schedule, Optimisation(0.0, 1.0, 0), LADDER[0])
+    method = METHODS["supervised"]
+    loss = partial(batch_loss, decoder, adapter)
+    return Trainer(decoder, adapter, method, loss, Nothing(), schedule, Optimisation(0.0, 1.0, 0), LADDER[0])
 
 
 def main() -> int:
@@ -89,6 +97,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
+    show_processor()
     keep_pages()
     sets = (choose_operations(torch.device("cpu")), FusedOperations(EagerKernels()), PlainOperations())
     seconds: dict[str, list[float]] = {ops.name: [] for ops in sets}
@@ -107,7 +116,8 @@ def main() -> int:
     over = {name: statistics.median(a / b for a, b in zip(seconds[plain], each)) for name, each in seconds.items()}  # noqa: B905
     apart = max(abs(a - b) for a, b in zip(losses[plain], losses[chosen], strict=True))
     print(json.dumps({"over_plain": {n: round(r, 2) for n, r in over.items()}, "loss_difference": round(apart, 5)}))
-    return int(given.check and (over[chosen] < MARGIN or apart > LOSS_MARGIN))
+    margin = MARGIN if chosen.endswith("v4") else NARROW_MARGIN
+    return int(given.check and (over[chosen] < margin or apart > LOSS_MARGIN))
 
 
 if __name__ == "__main__":

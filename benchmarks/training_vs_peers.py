@@ -27,14 +27,20 @@ from typing import Any
 
 import torch
 
-from sarto.control.executors import Executor, LocalExecutor, clean_environment
-from sarto.control.warm_executor import WarmExecutor
+from processor import show_processor
+from sarto.contract.common import Files
+from sarto.contract.places import Places
+from sarto.control.executors.executor import Executor, Launch, clean_environment
+from sarto.control.executors.local import LocalExecutor
+from sarto.control.executors.warm import WarmExecutor
 from training.data import write
 from training.shapes import SHAPES, write_base
 
 HERE = Path(__file__).parent / "training"
 PEER_PACKAGES = (f"torch=={torch.__version__.partition('+')[0]}", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0")
 DEFAULTS = "trl defaults"
+FULL = "trainer float32, all weights"
+"""Its numbers are printed with the others, and are in no summary of the adapters' ratios."""
 PEERS: dict[str, list[str]] = {
     DEFAULTS: ["--kind", "trl"],
     "trl bf16 weights, packing": [
@@ -48,6 +54,7 @@ PEERS: dict[str, list[str]] = {
         "--kind", "trainer", "--weights", "bfloat16", "--autocast", "off", "--by-length",
     ],
     "trainer float32": ["--kind", "trainer", "--autocast", "off"],
+    FULL: ["--kind", "trainer", "--autocast", "off", "--checkpointing", "off", "--full"],
 }  # fmt: skip
 UNSLOTH_STYLE = ["--kind", "trl", "--weights", "bfloat16", "--autocast", "off", "--liger", "--packing"]
 GPU_PEERS: dict[str, list[str]] = {
@@ -144,7 +151,7 @@ class Bench:
         command = [str(self.python), str(HERE / "peer.py"), *peers[name], "--base", str(self.base)]
         command += ["--data", str(self.data[data]), "--steps", str(steps + 1), "--device", self.given.device]
         peer = Worker(command, {**os.environ, **self.threads, "TOKENIZERS_PARALLELISM": "false"}, self.folder)
-        ours = self.ours()
+        ours = self.ours("--full") if name == FULL else self.ours()
         for number in range(steps):
             theirs = peer.step("go")
             if number == 0:
@@ -193,41 +200,48 @@ class Bench:
         """Process start to the end of the first step of a whole run, data stage included, nothing cached."""
         folder = self._spec(f"start-{time.monotonic_ns()}")
         executor = LocalExecutor(clean_environment(os.environ) | self.threads)
-        return self._first_step(executor, folder)
+        return self._first_step(executor, folder, folder / "cache")
 
     def warm_start_seconds(self) -> list[float]:
         """The same for three jobs that follow a first one on the same base and data, in a warm service."""
-        executor = WarmExecutor(clean_environment(os.environ) | self.threads, 600.0)
-        seconds = [self._first_step(executor, self._spec(f"warm-{number}", "warm-cache")) for number in range(4)]
+        files = Files(read=[], write=[str(self.folder)])
+        executor = WarmExecutor(clean_environment(os.environ) | self.threads, 600.0, files)
+        cache = self.folder / "warm-cache"
+        seconds = [self._first_step(executor, self._spec(f"warm-{number}"), cache) for number in range(4)]
         executor.close()
         return seconds[1:]
 
-    def _spec(self, name: str, cache: str = "") -> Path:
+    def _spec(self, name: str) -> Path:
         folder = self.folder / name
         folder.mkdir()
-        base = {"name": "base", "folder": str(self.base), "digest": "bench"}
+        base = {"name": "base", "folder": f"models/{self.base.name}", "digest": "bench"}
         dataset = folder / "train.jsonl"
         rows = [json.loads(line) for line in self.data["short"].read_text().splitlines()]
         dataset.write_text("".join(json.dumps({"messages": r["prompt"] + r["completion"]}) + "\n" for r in rows))
         spec = {
-            "job": "bench", "epoch": 1, "run_folder": str(folder), "base": base, "threads": self.given.threads,
-            "training_dataset": {"uri": "train.jsonl", "path": str(dataset), "size_bytes": dataset.stat().st_size},
+            "job": "bench", "epoch": 1, "run_folder": "workspace", "method": "supervised", "base": base,
+            "threads": self.given.threads,
+            "training_dataset": {
+                "uri": "train.jsonl", "path": f"workspace/{dataset.name}", "size_bytes": dataset.stat().st_size,
+            },
             "parameters": {"rank": 16, "alpha": 32, "epoch_count": 1, "batch_size": 8, "learning_rate": 2e-4},
-            "max_tokens_per_example": 2048, "cache_folder": str(self.folder / cache if cache else folder / "cache"),
+            "max_tokens_per_example": 2048, "cache_folder": "tokens",
         }  # fmt: skip
         (folder / "spec.json").write_text(json.dumps(spec))
         return folder
 
-    def _first_step(self, executor: Executor, folder: Path) -> float:
+    def _first_step(self, executor: Executor, folder: Path, cache: Path) -> float:
         started = time.perf_counter()
-        executor.start("run", folder / "spec.json", folder / "run.log")
+        cache.mkdir(exist_ok=True)
+        places = Places({"models": self.base.parent, "workspace": folder, "tokens": cache})
+        run = executor.start(Launch("run", "workspace/spec.json", places, folder / "run.log"))
         progress = folder / "progress.jsonl"
         while not (progress.exists() and '"kind":"step"' in progress.read_text()):
-            if executor.poll("run") is not None:
+            if run.poll() is not None:
                 raise SystemExit(f"our run ended before its first step:\n{(folder / 'run.log').read_text()[-2000:]}")
             time.sleep(0.01)
         seconds = time.perf_counter() - started
-        executor.stop("run", 0.0)
+        run.stop(0.0)
         return seconds
 
 
@@ -243,6 +257,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", help="names of peers; all of the device by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    show_processor()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     known = PEERS if given.device == "cpu" else GPU_PEERS
@@ -256,6 +271,13 @@ def main() -> None:
 def report(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
     clock = bench.clock
     found = {name: bench.compare(name, "short", given.steps + bench.warm_steps) for name in given.peers}
+    whole = found.pop(FULL, None)
+    full = {} if whole is None else {
+        "full_over_trainer": round(whole.ratio(clock), 2),
+        "full_memory_over_trainer": round(whole.ours[-1]["peak_bytes"] / whole.peer[-1]["peak_bytes"], 3),
+    }  # fmt: skip
+    if not found and full:
+        return full | {"clock": clock, "threads": given.threads, "torch": torch.__version__}
     long = bench.compare(DEFAULTS, "longtail", given.steps + bench.warm_steps)
     defaults = (
         found[DEFAULTS] if DEFAULTS in found else bench.compare(DEFAULTS, "short", given.steps + bench.warm_steps)
@@ -288,6 +310,7 @@ def report(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
         "threads": given.threads,
         "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
         "base": given.shape or given.base.name,
+        **full,
         "torch": torch.__version__,
     }
 

@@ -93,31 +93,36 @@ def authorized(service: Service) -> AuthorizedSession:
     return AuthorizedSession(service.credentials)  # type: ignore[no-untyped-call]
 
 
-def upload(service: Service) -> dict[str, str]:
-    """Training and validation file to a bucket; their gs:// URIs."""
+def genai_client(service: Service) -> genai.Client:
+    return genai.Client(
+        vertexai=True,
+        project=service.project,
+        location=LOCATION,
+        credentials=service.credentials,
+        http_options=types.HttpOptions(base_url=service.url),
+    )
+
+
+def upload(service: Service, folder: Path, name: str) -> dict[str, str]:
+    """Training and validation file of a folder to a bucket; their gs:// URIs."""
     client = storage.Client(
         project=service.project, credentials=service.credentials, client_options={"api_endpoint": service.url}
     )
-    bucket = client.lookup_bucket(BUCKET) or client.create_bucket(BUCKET, location=LOCATION)
+    bucket = client.lookup_bucket(name) or client.create_bucket(name, location=LOCATION)
     uris = {}
     for split in ("train", "validation"):
-        bucket.blob(f"{split}.jsonl").upload_from_filename(str(DATA / f"{split}.jsonl"))
-        uris[split] = f"gs://{BUCKET}/{split}.jsonl"
+        bucket.blob(f"{split}.jsonl").upload_from_filename(str(folder / f"{split}.jsonl"))
+        uris[split] = f"gs://{name}/{split}.jsonl"
     return uris
 
 
-def tune(client: genai.Client, service: Service, uris: dict[str, str]) -> types.TuningJob:
+def tune(
+    client: genai.Client, service: Service, uris: dict[str, str], config: types.CreateTuningJobConfig
+) -> types.TuningJob:
     """Create the job with the official client and follow the job resource until it has succeeded."""
+    config.validation_dataset = types.TuningValidationDataset(gcs_uri=uris["validation"])
     job = client.tunings.tune(
-        base_model=BASE_MODEL,
-        training_dataset=types.TuningDataset(gcs_uri=uris["train"]),
-        config=types.CreateTuningJobConfig(
-            validation_dataset=types.TuningValidationDataset(gcs_uri=uris["validation"]),
-            tuned_model_display_name="support-tickets",
-            epoch_count=EPOCHS,
-            adapter_size=types.AdapterSize(ADAPTER_SIZE),
-            learning_rate_multiplier=RATE_MULTIPLIER,
-        ),
+        base_model=BASE_MODEL, training_dataset=types.TuningDataset(gcs_uri=uris["train"]), config=config
     )
     assert job.name is not None
     console.print(f"  {job.name}")
@@ -207,19 +212,23 @@ def main() -> int:
     console.print("[bold]2  Starting the service[/bold]")
     with running_service() as service:
         console.print(f"  {service.url}, home {HOME.relative_to(HERE.parent)}, project {service.project}")
-        client = genai.Client(
-            vertexai=True,
-            project=service.project,
-            location=LOCATION,
-            credentials=service.credentials,
-            http_options=types.HttpOptions(base_url=service.url),
-        )
+        client = genai_client(service)
         console.print("[bold]3  Uploading the support tickets with google-cloud-storage[/bold]")
-        uris = upload(service)
+        uris = upload(service, DATA, BUCKET)
         console.print(f"  {uris['train']}\n  {uris['validation']}")
         console.print(f"[bold]4  Tuning {BASE_MODEL} with google-genai[/bold]")
         started = time.monotonic()
-        job = tune(client, service, uris)
+        job = tune(
+            client,
+            service,
+            uris,
+            types.CreateTuningJobConfig(
+                tuned_model_display_name="support-tickets",
+                epoch_count=EPOCHS,
+                adapter_size=types.AdapterSize(ADAPTER_SIZE),
+                learning_rate_multiplier=RATE_MULTIPLIER,
+            ),
+        )
         console.print(f"  tuned in {duration(time.monotonic() - started)}")
         console.print(f"[bold]5  Asking base and tuned model {len(rows)} tickets they have never seen[/bold]")
         assert job.tuned_model is not None and job.tuned_model.endpoint is not None

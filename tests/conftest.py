@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.leftovers import Leftovers
+
+if os.geteuid() == 0:  # as in a container; the service refuses to run as root unless it is told
+    os.environ["SARTO_ALLOW_ROOT"] = "true"
 SLOW_FOLDERS = ("conformance", "crash")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Leftovers(), "leftovers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,12 +18,12 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sarto.api.gcs_related import Related
-from sarto.engine.families.gguf import open_gguf
+from sarto.api.gcs.multipart_body import MultipartReader
+from sarto.conversations.examples import RowFault, parse_line
+from sarto.engine.weights.gguf_reader import open_gguf
 from sarto.errors import InvalidArgument, SartoError
-from sarto.schema.examples import RowFault, parse_line
-from tests.api.test_gcs_related import TYPE, body
-from tests.engine.families.test_gguf import build, text
+from tests.api.gcs.test_multipart_body import TYPE, body
+from tests.engine.weights.test_gguf_reader import build, text
 
 INPUTS = int(os.environ.get("SARTO_FUZZ_INPUTS", "2000"))
 MOST_GROWTH_BYTES = 300 << 20
@@ -68,7 +68,7 @@ def read_safetensors(path: Path, data: bytes) -> None:
 
 
 def read_multipart(_: Path, data: bytes) -> None:
-    related = Related(TYPE)
+    related = MultipartReader(TYPE)
     for at in range(0, len(data), 17):
         related.feed(data[at : at + 17])
     related.close()

@@ -59,7 +59,7 @@ def test_violations_are_numbered_and_carried_as_bad_request():
 def test_settings_come_from_file_then_environment_then_caller(tmp_path):
     (tmp_path / "config.toml").write_text('port = 1\nhost = "0.0.0.0"\nthreads = 1\n')
     settings = load(tmp_path, {"SARTO_PORT": "2", "SARTO_THREADS": "2"}, threads=3)
-    assert (settings.host, settings.port, settings.threads) == ("0.0.0.0", 2, 3)
+    assert (settings.host, settings.port, settings.limits.threads) == ("0.0.0.0", 2, 3)
 
 
 def test_an_unknown_setting_is_refused_by_name(tmp_path):

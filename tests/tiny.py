@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
 from sarto.catalog import DIGEST_FILE
-from sarto.schema.runs import BaseWeights
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.decoder import Group, Projection
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IDS = ["pad", "bos", "eos"]
@@ -133,3 +136,10 @@ def make_tiny_base(
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / DIGEST_FILE).write_text(digest)
     return BaseWeights(name=f"tiny-{family}", folder=str(folder), digest=digest)
+
+
+class NoAdapters:
+    """The projections of the base alone."""
+
+    def project(self, layer: int, group: Group, x: Tensor, projection: Projection) -> Tensor:
+        return F.linear(x, projection.weight, projection.bias)

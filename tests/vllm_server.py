@@ -1,6 +1,7 @@
 """What of vLLM's HTTP the client uses, as a process with a real port and no model: models, adapters, completions.
 
-An answer says who gives it and how many tokens it was given; one that must follow a grammar is what llguidance, which
+An answer says who gives it and how many tokens it was given, of a prompt that this server had under the same salt that
+it is remembered; one that must follow a grammar is what llguidance, which
 vLLM uses for it, lets through byte by byte. With seed 7 it never ends; with seed 8 it breaks off, with seed 9 it calls.
 """
 
@@ -50,6 +51,7 @@ def held(address: str) -> set[str]:
 class _Handler(BaseHTTPRequestHandler):
     adapters: dict[str, str] = {}
     hung_up = threading.Event()
+    remembered: set[str] = set()
 
     def do_GET(self) -> None:
         if self.path == "/hung-up":
@@ -92,7 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        words = [f"{body['model']} ", f"read {len(body['prompt'])} ", "tokens"]
+        prompt = json.dumps([body.get("cache_salt"), body["model"], body["prompt"]])
+        verb = "remembered" if prompt in self.remembered else "read"
+        self.remembered.add(prompt)
+        words = [f"{body['model']} ", f"{verb} {len(body['prompt'])} ", "tokens"]
         if "structured_outputs" in body:
             words = list(_follow(body["structured_outputs"]["grammar"]))
         elif body.get("seed") == 9:

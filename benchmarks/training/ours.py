@@ -11,21 +11,28 @@ import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from sarto.engine.data.batches import Tokenized
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import AdapterShape, LoraAdapter
-from sarto.engine.ops.choose import choose_operations, native_dtype
-from sarto.engine.pages import keep_pages
+from sarto.contract.common import BaseWeights
+from sarto.engine.host_memory import keep_pages
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.full_weights import FullWeights
+from sarto.engine.models.load import load_base
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.models.trainable import Trainable
+from sarto.engine.ops.select import choose_operations, native_dtype
 from sarto.engine.tuning.loop import peak_memory_bytes
-from sarto.engine.tuning.memory import GPU_ROWS, LADDER, LOW_MEMORY
+from sarto.engine.tuning.memory_plan import GPU_ROWS, LADDER, LOW_MEMORY
+from sarto.engine.tuning.methods import METHODS
+from sarto.engine.tuning.methods.supervised import batch_loss
+from sarto.engine.tuning.packing import TokenizedExample
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.session import flops, measure_peak
 from sarto.engine.tuning.trainer import Optimisation, Trainer
-from sarto.schema.runs import BaseWeights
+from sarto.engine.weights.starting_weights import read_weights
 
 GPU_CALIBRATION = 8192
 """Side of the products that measure a GPU's ceiling."""
@@ -40,7 +47,7 @@ class Nothing:
     def tokens(self, index: int) -> np.ndarray:
         raise IndexError(index)
 
-    loss_mask = tokens
+    loss_mask = reference = tokens
 
     def line(self, index: int) -> int:
         raise IndexError(index)
@@ -71,27 +78,40 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--full", action="store_true", help="train all weights, not an adapter")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
     keep_pages()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     dtype = native_dtype(device)
-    decoder = load_base(BaseWeights(name="base", folder=given.base, digest=""), dtype, device)
+    base = BaseWeights(name="base", folder=given.base, digest="")
+    decoder = load_base(base, dtype, device)
     decoder.ops = choose_operations(device)
-    adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
-    decoder.leave_files()
+    adapter: Trainable
+    if given.full:
+        adapter = FullWeights(decoder)
+        read_weights(adapter, base)
+    else:
+        adapter = LoraAdapter(decoder, AdapterShape(16, 32.0))
+        decoder.leave_files()
     memory = LADDER[LOW_MEMORY if given.low_memory else 0]
     if device.type == "cuda":
         memory = replace(memory, token_budget=memory.token_budget * GPU_ROWS)
-    trainer = Trainer(decoder, adapter, Nothing(), Schedule(1, 1, 1 << 30, 2e-4, 0), Optimisation(0.0, 1.0, 0), memory)
+    method = METHODS["supervised"]
+    trainer = Trainer(
+        decoder, adapter, method, partial(batch_loss, decoder, adapter), Nothing(),
+        Schedule(1, 1, 1 << 30, 1e-5 if given.full else 2e-4, 0), Optimisation(0.0, 1.0, 0), memory,
+    )  # fmt: skip
     per_token, per_target = flops(decoder, adapter)
     for line in sys.stdin:
         rows = json.loads(line)
         if not rows:
             print("STEP " + json.dumps({"peak_flops": peak(dtype, device)}), flush=True)
             continue
-        examples = [Tokenized(np.array(tokens, dtype=np.uint32), np.array(learned), 0) for tokens, learned in rows]
+        examples = [
+            TokenizedExample(np.array(tokens, dtype=np.uint32), np.array(learned), 0) for tokens, learned in rows
+        ]
         wall, processor = time.perf_counter(), time.process_time()
         outcome = trainer.update(examples)
         finish(device)
@@ -99,7 +119,7 @@ def main() -> None:
             "seconds": time.perf_counter() - wall,
             "processor_seconds": time.process_time() - processor,
             "loss": outcome.loss,
-            "flops": outcome.rendered_tokens * per_token + outcome.supervised_tokens * per_target,
+            "flops": outcome.rendered_tokens * per_token + outcome.target_tokens * per_target,
             "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory_bytes(),
         }
         print("STEP " + json.dumps(report), flush=True)

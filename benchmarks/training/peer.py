@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--by-length", action="store_true")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--liger", action="store_true")
+    parser.add_argument("--full", action="store_true", help="train all weights, not an adapter")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
 
@@ -94,7 +95,7 @@ def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
         "output_dir": "peer-output",
         "per_device_train_batch_size": given.batch,
         "max_steps": given.steps,
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-5 if given.full else 2e-4,
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
         "report_to": [],
@@ -155,8 +156,10 @@ def make_trainer(given: argparse.Namespace, rows: list[dict[str, Any]], lora: Lo
     model = AutoModelForCausalLM.from_pretrained(
         given.base, dtype=getattr(torch, given.weights), attn_implementation=given.attention
     )
+    if not given.full:
+        model = get_peft_model(model, lora)
     return timed(Trainer, pace)(
-        model=get_peft_model(model, lora), args=TrainingArguments(**shared_settings(given)), train_dataset=data,
+        model=model, args=TrainingArguments(**shared_settings(given)), train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True), callbacks=[pace],
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""Base models by the names users write, from `catalog.toml` beside this file and, on top, `HOME/catalog.toml`.
+"""Base models by their API names, from `catalog.toml` beside this file and `HOME/catalog.toml`, whose entries come
+first.
 
-A name points at weights; several names may share them. Knows no HTTP and no tensors.
+A name refers to weights; several names may share them. Knows no HTTP and no tensors.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict
 
+from sarto.contract.common import BaseWeights
 from sarto.errors import FailedPrecondition, InvalidArgument
-from sarto.schema.runs import BaseWeights
 
 DIGEST_FILE = "sarto.digest"
-"""Holds the hex digest of a weights folder; written last by the converter: with it, the folder is whole."""
+"""Has the hex digest of a weights folder. The converter writes it last, so a folder with it is complete."""
 
 
 class Weights(BaseModel):
-    """Real files, and where they come from: a hub repository or a wheel of the package registry."""
+    """Weight files, and their origin: a hub repository or a wheel of the package registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,6 +38,9 @@ class Weights(BaseModel):
     package_sha256: str = ""
     context: int
     learning_rate: float
+    """For an adapter."""
+    full_learning_rate: float = 1e-5
+    """For full tuning."""
 
 
 class CatalogEntry(BaseModel):
@@ -68,7 +72,7 @@ class Catalog:
 
     @classmethod
     def load(cls, home: Path | None = None, models_folder: Path | None = None) -> Catalog:
-        """The shipped catalogue; entries of `HOME/catalog.toml` come first and so win."""
+        """The shipped catalogue, after the entries of `HOME/catalog.toml`, which have precedence."""
         tables = [tomllib.loads(Path(__file__).with_name("catalog.toml").read_text())]
         if home is not None and (home / "catalog.toml").exists():
             tables.insert(0, tomllib.loads((home / "catalog.toml").read_text()))
@@ -82,14 +86,15 @@ class Catalog:
 
     @cached_property
     def by_name(self) -> dict[str, BaseModelEntry]:
-        found: dict[str, BaseModelEntry] = {}
+        entries: dict[str, BaseModelEntry] = {}
         for entry in self.entries:
             for name in entry.names:
-                found.setdefault(name, BaseModelEntry(name, entry, self.weights[entry.weights]))
-        return found
+                entries.setdefault(name, BaseModelEntry(name, entry, self.weights[entry.weights]))
+        return entries
 
     def find(self, name: str, field: str = "tuning_job.base_model") -> BaseModelEntry:
-        """By id, `publisher/family@version` or `publishers/P/models/X`. InvalidArgument names the known ones."""
+        """Find by id, `publisher/family@version` or `publishers/P/models/X`. Raises InvalidArgument with the known
+        names."""
         plain = self._plain(name)
         if plain in self.by_name:
             return self.by_name[plain]
@@ -99,11 +104,13 @@ class Catalog:
         raise InvalidArgument.field(field, f'Base model "{name}" is not known.{hint} Known: {", ".join(known)}.')
 
     def knows(self, name: str) -> bool:
-        """Whether `find` would find it."""
+        """Whether `find` would succeed."""
         return self._plain(name) in self.by_name
 
     def _plain(self, name: str) -> str:
         plain = name.removeprefix("models/")
+        if plain.startswith("google/") and plain.removeprefix("google/") in self.by_name:  # as the OpenAI list has it
+            return plain.removeprefix("google/")
         if plain.startswith("publishers/") and plain.count("/") == 3:
             _, publisher, _, model = plain.split("/")
             return model if publisher == "google" and model in self.by_name else f"{publisher}/{model}"
@@ -119,12 +126,13 @@ class Catalog:
             digest = _digest(folder, (folder / DIGEST_FILE).stat().st_mtime_ns)
         except FileNotFoundError:
             raise FailedPrecondition(
-                f"The weights of {weights.title} are not on this machine; get them with: sarto models pull {weights.id}"
+                f"The weights of {weights.title} are not on this machine; get them with "
+                f"`sarto models pull {weights.id}`."
             ) from None
-        return BaseWeights(name=weights.title, folder=str(folder), digest=digest)
+        return BaseWeights(name=weights.title, folder=str(folder), digest=digest, hub=weights.hub)
 
 
 @lru_cache(maxsize=256)
 def _digest(folder: Path, written: int) -> str:
-    """Read once for each time it was written."""
+    """Read again only after the file has changed."""
     return (folder / DIGEST_FILE).read_text().strip()

@@ -1,12 +1,14 @@
-"""One exception per google.rpc code. Nothing else in Sarto knows HTTP statuses.
+"""One exception per google.rpc code. No other module knows HTTP statuses.
 
-Raise where the fault is found; `api/http.py` turns an error into the HTTP body, and a failed job stores `to_status()`.
+Raise where the fault is found; `api/http/application.py` converts an error to the HTTP body, and a failed job stores
+`to_status()`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
@@ -15,7 +17,7 @@ RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 
 
 class SartoError(Exception):
-    """Base of all errors that have a place in the API; `details` are google.rpc detail messages as JSON objects."""
+    """Base of all API errors; `details` are google.rpc detail messages as JSON objects."""
 
     code: ClassVar[int] = 2
     status: ClassVar[str] = "UNKNOWN"
@@ -38,12 +40,27 @@ class Cancelled(SartoError):
     code, status, http_status = 1, "CANCELLED", 499
 
 
+MOST_VIOLATIONS = 100
+MOST_PATH, MOST_WORDS = 300, 2000
+"""Most characters of a violation's field and of its description; both may quote the request."""
+
+
 @dataclass(frozen=True)
 class FieldViolation:
     """One fault of a request: `field` is a snake_case path such as `tuning_job.labels[k]`."""
 
     field: str
     description: str
+
+
+def _short(row: FieldViolation) -> FieldViolation:
+    if len(row.field) <= MOST_PATH and len(row.description) <= MOST_WORDS:
+        return row
+    return FieldViolation(_cut(row.field, MOST_PATH), _cut(row.description, MOST_WORDS))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class InvalidArgument(SartoError):
@@ -60,11 +77,15 @@ class InvalidArgument(SartoError):
         super().__init__(message, all_details)
 
     @classmethod
-    def of(cls, violations: Iterable[FieldViolation]) -> InvalidArgument:
-        """List of found errors, numbered, each with its field and message, as the hosted service words it."""
-        rows = list(violations)
+    def of(cls, violations: Iterable[FieldViolation], *, more: bool = False) -> InvalidArgument:
+        """An error for these faults, numbered, each with its field and message, in the hosted service's wording. `more`
+        means that further faults were not checked."""
+        each = iter(violations)
+        rows = [_short(row) for row in islice(each, MOST_VIOLATIONS)]
+        left = sum(1 for _ in each)
         listed = "\t".join(f"{i}.Field: {v.field}; Message: {v.description}" for i, v in enumerate(rows, 1))
-        return cls(f"List of found errors:\t{listed}", rows)
+        rest = f"\tand {left} more" if left and not more else "\tand more" if left or more else ""
+        return cls(f"List of found errors:\t{listed}{rest}", rows)
 
     @classmethod
     def field(cls, field: str, description: str) -> InvalidArgument:
@@ -104,7 +125,7 @@ class OutOfRange(SartoError):
 
 
 class Unimplemented(SartoError):
-    """Something the API has and this server does not. 400 over HTTP: asking again, as clients do on 5xx, is no use."""
+    """A feature of the API that this server does not have. It is 400 over HTTP, because clients retry on 5xx."""
 
     code, status, http_status = 12, "UNIMPLEMENTED", 400
 
@@ -122,7 +143,7 @@ class Unauthenticated(SartoError):
 
 
 class MethodNotAllowed(Unimplemented):
-    """An URL that exists, asked with a verb it does not have; `allowed` are those it has."""
+    """An existing URL with a verb that it does not have; `allowed` are those it has."""
 
     http_status = 405
 
@@ -132,13 +153,13 @@ class MethodNotAllowed(Unimplemented):
 
 
 class PayloadTooLarge(InvalidArgument):
-    """A body over the stated limit."""
+    """A body over the limit."""
 
     http_status = 413
 
 
 class HeadersTooLarge(InvalidArgument):
-    """More headers, or larger ones, than are taken."""
+    """Headers over the limits of number or size."""
 
     http_status = 431
 
@@ -150,7 +171,7 @@ class NotEmpty(FailedPrecondition):
 
 
 class ConditionNotMet(FailedPrecondition):
-    """A stated precondition (generation, metageneration) does not hold: someone else wrote first."""
+    """A precondition (generation, metageneration) does not hold, since another caller wrote first."""
 
     http_status = 412
 
@@ -165,15 +186,15 @@ BY_CODE: dict[int, type[SartoError]] = {
 
 
 def from_status(status: dict[str, Any]) -> SartoError:
-    """The exception for a stored google.rpc.Status, for example one that came over a process boundary."""
+    """The exception for a stored google.rpc.Status, for example one from another process."""
     error = BY_CODE.get(int(status.get("code", 13)), Internal)(str(status.get("message", "")))
     error.details = list(status.get("details", ()))
     return error
 
 
 def fault_of(error: Exception) -> SartoError:
-    """The error itself where it has a place in the API; any other is INTERNAL by its kind alone, since its words are
-    for the log."""
+    """The error itself if it is a SartoError; any other is INTERNAL with its type only, since its message is for the
+    log."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, SartoError) else Internal(f"{type(error).__name__}; the log says more.")
+    return error if isinstance(error, SartoError) else Internal(f"{type(error).__name__}; the log has more.")

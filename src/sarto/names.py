@@ -1,6 +1,6 @@
-"""Resource names: parse, format, reject. `projects/p/locations/l/tuningJobs/7` and its relatives.
+"""Resource names: parse, format, reject. `projects/p/locations/l/tuningJobs/7` and other names.
 
-An id from outside never holds `/`, `:` or `..`, and nothing here touches the database.
+An id of a caller never contains `/`, `:` or `..`. This module does not access the database.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ REGIONS = frozenset(
 )
 
 PROJECT = re.compile(r"[a-z][a-z0-9-]{2,28}[a-z0-9]|[0-9]{1,19}")
+SYSTEM_PROJECT = "sys"
+"""Id of the project of the service's own accounts; too short for a user's project."""
 KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
-"""Of key rings and keys."""
+"""Pattern of ids of key rings and keys."""
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 @dataclass(frozen=True)
 class LocationName:
-    """`projects/{project}/locations/{location}`; `project` is an id or a number, as written."""
+    """`projects/{project}/locations/{location}`; `project` is an id or a number, as in the request."""
 
     project: str
     location: str
@@ -42,7 +44,7 @@ class LocationName:
 
 @dataclass(frozen=True)
 class ResourceName:
-    """`projects/{project}/locations/{location}/{collection}/{id}`, with `@version` where the caller wrote one."""
+    """`projects/{project}/locations/{location}/{collection}/{id}`, with `@version` if the caller gave one."""
 
     project: str
     location: str
@@ -60,37 +62,37 @@ class ResourceName:
 
     @property
     def on(self) -> str:
-        """The name below its project, without a version: what a policy on the resource hangs on."""
+        """The name below its project, without a version: the resource of a policy."""
         return f"locations/{self.location}/{self.collection}/{self.id}"
 
     def of_project(self, project: str) -> ResourceName:
-        """The same name with the project written as given (answers carry the project number)."""
+        """The same name with another project (responses have the project number)."""
         return replace(self, project=project)
 
 
 def check_project(text: str) -> str:
-    if not PROJECT.fullmatch(text):
-        raise InvalidArgument(f'"{text}" is not a project id or number (lower case letters, digits and hyphens)')
+    if text != SYSTEM_PROJECT and not PROJECT.fullmatch(text):
+        raise InvalidArgument(f'"{text}" is not a project id or number (lower case letters, digits and hyphens).')
     return text
 
 
 def check_location(text: str, *, wildcard: bool = False) -> str:
-    """A region name Google has, or, where lists allow it, `-` for all of them."""
+    """Check for a region name of Google or, if lists allow it, `-` for all of them."""
     if text in REGIONS or (wildcard and text == "-"):
         return text
-    raise InvalidArgument(f'"{text}" is not a location; use a region such as us-central1, europe-west4 or global')
+    raise InvalidArgument(f'"{text}" is not a location; use a region such as us-central1, europe-west4 or global.')
 
 
 def check_id(text: str, what: str = "id") -> str:
     if not ID.fullmatch(text) or ".." in text:
-        raise InvalidArgument(f'"{text}" is not a valid {what}: letters, digits, ".", "_" and "-" only, 128 at most')
+        raise InvalidArgument(f'"{text}" is not a valid {what}: letters, digits, ".", "_" and "-" only, 128 at most.')
     return text
 
 
 def parse_location(text: str, *, wildcard: bool = False) -> LocationName:
     parts = text.split("/")
     if len(parts) != 4 or parts[0] != "projects" or parts[2] != "locations":
-        raise InvalidArgument(f'"{text}" is not of the form projects/PROJECT/locations/LOCATION')
+        raise InvalidArgument(f'"{text}" is not of the form projects/PROJECT/locations/LOCATION.')
     return LocationName(check_project(parts[1]), check_location(parts[3], wildcard=wildcard))
 
 
@@ -98,7 +100,7 @@ def parse_resource(text: str, collection: str, *, versioned: bool = False) -> Re
     """A name in `collection`; with `versioned`, `id@version` is split."""
     parts = text.split("/")
     if len(parts) != 6 or parts[0] != "projects" or parts[2] != "locations" or parts[4] != collection:
-        raise InvalidArgument(f'"{text}" is not of the form projects/PROJECT/locations/LOCATION/{collection}/ID')
+        raise InvalidArgument(f'"{text}" is not of the form projects/PROJECT/locations/LOCATION/{collection}/ID.')
     project, location = check_project(parts[1]), check_location(parts[3])
     identifier, _, version = parts[5].partition("@") if versioned else (parts[5], "", "")
     if versioned and "@" in parts[5]:
@@ -107,7 +109,7 @@ def parse_resource(text: str, collection: str, *, versioned: bool = False) -> Re
 
 
 def new_id() -> str:
-    """A 19-digit number that grows with time: microseconds since 1970 in front, three random digits behind."""
+    """A 19-digit number that grows with time: microseconds since 1970, then three random digits."""
     return f"{time.time_ns() // 1000}{secrets.randbelow(1000):03d}"
 
 
@@ -116,5 +118,11 @@ def parse_gs_uri(uri: str, field: str) -> tuple[str, str]:
     scheme, _, rest = uri.partition("://")
     bucket, _, name = rest.partition("/")
     if scheme != "gs" or not bucket:
-        raise InvalidArgument.field(field, f'"{uri}" is not a Cloud Storage URI; write gs://BUCKET/OBJECT')
+        raise InvalidArgument.field(field, f'"{uri}" is not a Cloud Storage URI; write gs://BUCKET/OBJECT.')
     return bucket, name
+
+
+def asker(tenant: str) -> str:
+    """The project whose turn a request uses, from its tenant: the project of the caller, else the one of the
+    resource."""
+    return tenant.rstrip("/").rpartition("/")[2]

@@ -1,208 +1,176 @@
 """Settings: frozen, read once from `HOME/config.toml` and the environment; an unknown key is refused.
 
-Only the assembly (`app`, `cli`) and `engine/run.py` import this; everyone else is handed the value it needs.
-`docs/operations.md` lists every field (a test looks).
+Only `assembly` and `cli` import this module; other modules get the values that they need as arguments. `make docs`
+writes the table of docs/operations.md from the field docstrings; one may end with "Default: …." where the value does
+not show it.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
+from sarto.configuration import Judge, Limits, OidcIssuer, Vllm
 from sarto.errors import InvalidArgument
 
 
-class OidcIssuer(BaseModel):
-    """A provider whose users may sign in with its ID tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    issuer: str
-    audience: str
-    jwks: str
-    """Address (https) or file of its keys."""
-    algorithms: list[str] = ["RS256"]
+def _split(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
-class Judge(BaseModel):
-    """A model elsewhere that jobs may name as their autorater."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@:-]{0,127}$")
-    kind: Literal["openai", "gemini"]
-    base_url: str
-    """Before `/chat/completions` or `/models/MODEL:generateContent`."""
-    model: str = Field(min_length=1)
-    key_variable: str = ""
-    """Environment variable that holds its key."""
-    key_file: Path | None = None
-    """File that holds its key."""
-    private_address: bool = False
-    """Let it be at http or at an address that is not public."""
-    replies: Literal["schema", "json"] = "schema"
-    """`json` for an endpoint that cannot hold a reply to a schema."""
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What an OpenAI-compatible endpoint calls the limit of a reply."""
-    timeout_seconds: float = Field(default=60.0, gt=0)
-    concurrency: int = Field(default=8, ge=1)
-    """Calls at once, over all jobs of this server."""
-
-    def key(self, environ: Mapping[str, str]) -> str:
-        """Empty where none was set. Raises InvalidArgument for a variable or a file that is not there."""
-        if self.key_variable:
-            if not environ.get(self.key_variable):
-                raise InvalidArgument(f"judges: the key of {self.name} is not in the variable {self.key_variable}")
-            return environ[self.key_variable].strip()
-        try:
-            return self.key_file.expanduser().read_text().strip() if self.key_file else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgument(
-                f"judges: the key of {self.name} cannot be read from {self.key_file}: {error}"
-            ) from None
+def _check_networks(value: list[str]) -> list[str]:
+    for one in value:
+        ipaddress.ip_network(one)
+    return value
 
 
-class Vllm(BaseModel):
-    """A vLLM server that answers for one base and the models tuned on it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weights: str
-    """Id of the base weights, as `sarto models` lists them."""
-    address: str = "http://127.0.0.1:8000"
-    model: str
-    """What vLLM calls the base (`--served-model-name`)."""
-    command: list[str] = Field(default_factory=list)
-    """Program and arguments to start it with; without, it is somebody else's."""
-    key_variable: str = ""
-    """Environment variable that holds its API key."""
-    max_adapters: int = Field(default=64, ge=1)
-    """The newest adapters are loaded ahead; others when they are asked for."""
+Words = Annotated[list[str], BeforeValidator(_split)]
+"""A list that the environment writes with commas."""
+Networks = Annotated[Words, AfterValidator(_check_networks)]
 
 
 class Settings(BaseModel):
-    """Every field can stand in `config.toml` under its name, or in the environment as `SARTO_` plus its capitals."""
+    """Each field, and each of `Limits`, is a key of `config.toml` and a variable `SARTO_` plus its name in capitals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Path
-    """Folder that holds database, buckets, credentials, base weights and runs."""
+    """Folder of the service's files: database, buckets, credentials and runs. Default: a folder in the user's data
+    directory."""
     host: str = "127.0.0.1"
     """Address to listen on."""
-    data_folder: Path | None = None
-    """Objects, runs, adapters and keys, for servers that share a PostgreSQL database; default: the home."""
-    models_folder: Path | None = None
-    """Where base weights are kept, shared between homes; default: a folder in the user's cache directory."""
     port: int = 8080
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; `0` takes a free one."""
+    public_names: Words = []
+    """Host names that the service answers to besides this machine's own ([behind a proxy](#behind-a-proxy)); separated
+    by commas in the environment."""
+    trusted_proxies: Networks = []
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are used."""
     grpc_port: int | None = None
-    """Port of gRPC over TLS, which needs the extra sarto[grpc]; 0 takes a free one, and without a port it is off."""
+    """Port of gRPC over TLS, with the extra `sarto[grpc]`; `0` takes a free one ([api.md](api.md#grpc)). Default:
+    off."""
+    data_folder: Path | None = None
+    """Objects, runs, adapters and keys, for [servers that share a database](#several-servers). Default: the home."""
+    models_folder: Path | None = None
+    """Folder of base weights, which homes can share. Default: a folder in the user's cache directory."""
     database_url: str = ""
-    """SQLAlchemy URL; empty means SQLite in the home folder."""
+    """SQLAlchemy URL, such as `postgresql+psycopg://user@host/sarto`. Default: SQLite in the home."""
     project: str = "demo"
-    """Project that a fresh home is given."""
-    threads: int = 0
-    """CPU threads of a run and of the serving worker; 0 means the cores this process may use."""
-    serving_precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Weights of the serving worker; int8 is faster and costs some quality, which each job's certificate states."""
-    vllm: list[Vllm] = Field(default_factory=list)
-    """Servers of vLLM that answer for a base each; everything else is answered by our own worker."""
-    queue_limit: int = Field(default=256, ge=1)
-    """Requests for generation that may wait; further ones are told to come back (429)."""
-    devices: int = Field(default=1, ge=1)
-    """GPUs that one run works on at once; on a machine without a GPU, processes that share the run's threads."""
+    """Project of a fresh home."""
     warm_seconds: float = 600.0
-    """How long the base of the last run stays in memory, so that the next run on it starts at once; 0 keeps none."""
-    concurrent_jobs: int = 1
-    """Tuning jobs that run at once in one project, unless it has a quota of its own; further ones wait."""
-    concurrent_runs: int = 0
-    """Most runs at once on this machine, over all projects, whatever would fit; 0 is as many as fit."""
-    run_threads: int = 0
-    """CPU threads of all runs together: with `threads` for each; 0 means the cores this process may use."""
-    run_memory_bytes: int = 0
-    """Memory of all runs together; 0 means four fifths of what the machine or its control group has."""
-    run_gpus: int | None = None
-    """GPUs for runs, one for each; unset means those there are."""
-    max_dataset_bytes: int = 1_073_741_824
-    """Largest dataset file, in bytes."""
-    max_training_examples: int = 10_000_000
-    """Most rows in a training file."""
-    max_validation_examples: int = 5_000
-    """Most rows in a validation file."""
-    tuning_in_global: bool = False
-    """Let jobs of Gemini and translation models be made in the location `global`; open models always can be."""
+    """Idle time after which a resident process ends; until then the next run on its base starts at once; `0` keeps
+    none."""
+    limits: Limits = Limits()
+    """Its fields are settings beside these."""
+    serving_precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Weights of the serving worker: `auto` is bfloat16 where the processor multiplies it, else float32. `int8` is
+    faster and costs some quality ([serving](#serving))."""
+    vllm: list[Vllm] = Field(default_factory=list)
+    """Servers of vLLM, each for one base, as tables in `config.toml` ([serving](#serving))."""
+    queue_limit: int = Field(default=256, ge=1)
+    """Length of the queue for generation; further requests get 429 RESOURCE_EXHAUSTED with a time to retry."""
+    prompt_seconds: float = Field(default=2.0, gt=0)
+    """Most processor time for reading one prompt: tokenizer, chat template, schema ([below](#reading-requests))."""
+    prompt_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
+    """Most memory for reading one prompt, besides the base's tokenizer."""
+    check_seconds: float = Field(default=600.0, gt=0)
+    """Most processor time for `checkDataset` or `showExample`; processes that tokenize a large file may take five times
+    as much wall-clock time."""
+    check_memory_bytes: int = Field(default=4 << 30, ge=64 << 20)
+    """Most memory of each process of a check of a dataset, and of `evaluateInstances`."""
     max_body_bytes: int = 32 * 1024 * 1024
-    """Largest JSON request body, in bytes; uploads of objects are not bound by it."""
-    max_upload_bytes: int = 5 << 40
-    """Largest object that may be uploaded, in bytes; 5 TiB as in Cloud Storage."""
+    """Largest JSON body of a method with prompts, in bytes; other methods: 1 MiB, and 64 KiB for methods without
+    authorisation; uploads have their own limit."""
     requests_per_second: float = 0.0
-    """Requests that one caller may make in a second, on one server; 0 is without limit."""
-    lease_seconds: float = 10.0
-    """How long a supervisor may be silent before its jobs are taken over."""
-    token_seconds: int = 3600
-    """Life of an access token, in seconds."""
-    oidc_issuers: list[OidcIssuer] = []
-    """Providers whose users may sign in: `[[oidc_issuers]]` with issuer, audience, jwks, algorithms."""
-    audit_data_access: bool = False
-    """Record reads and use of data in the audit log too; acts that change something and refusals always are."""
-    metadata_server: bool = False
-    """Answer the metadata-server paths, as the administrator, for programs on this machine that insist on them."""
-    resume_seconds: float = 30.0
-    """Seconds between two resume points of a run: about what a crash can cost."""
-    max_job_seconds: float = 604_800.0
-    """Longest a job may take from its first start, all attempts together; 0 is without limit."""
-    max_evaluation_seconds: float = 14_400.0
-    """Longest that the evaluation of one checkpoint may take; then its run has an error, and the job goes on; 0 is
-    without limit."""
-    reserve_bytes: int = 268_435_456
-    """Room on the home's disk, in bytes, that no job may take; jobs wait while there is less."""
-    keep_run_days: float = 30.0
-    """How long run folders of ended jobs stay, logs and data reports with them; 0 is for ever."""
-    keep_cache_days: float = 30.0
-    """How long tokenised data stays that nothing reads; 0 is for ever."""
-    webhook_private_addresses: bool = False
-    """Let webhooks lead to http and to addresses that are not public, such as those of this machine and its network."""
+    """Most requests per second of one caller on one server; above: 429 with a time to retry; `0` has no limit."""
+    connections: int = Field(default=768, ge=1)
+    """Open connections at once, on one server; above: 503. Keep it below the limit of open files."""
+    connections_per_address: int = Field(default=256, ge=0)
+    """Most open connections from one address; above: 429; `0` has no limit, for a service behind a proxy."""
+    waits_per_caller: int = Field(default=100, ge=1)
+    """Most concurrent waits (`:wait`) and event streams of one caller on one server; above: 429."""
+    judges: list[Judge] = []
+    """Models of other services that jobs may name as autoraters, as `[[judges]]` in `config.toml`
+    ([judges](#judges-elsewhere))."""
+    default_judge: str = ""
+    """Judge for `evaluateDataset` and `evaluateInstances` without an `autoraterModel`, written like one."""
     tls: Literal["off", "local"] = "off"
-    """`local`: HTTPS with a certificate made in the home, signed by an authority made there too."""
+    """`local`: HTTPS with a generated certificate ([TLS](#tls))."""
     tls_certificate: Path | None = None
-    """PEM file of a certificate of your own, with its chain; HTTPS is on with it."""
+    """PEM file of your certificate with its chain; it switches HTTPS on."""
     tls_key: Path | None = None
     """PEM file of its private key."""
     plain_http_to_other_machines: bool = False
-    """Let plain HTTP be listened for on an address that other machines reach."""
-    run_without_network: Literal["where possible", "always"] = "where possible"
-    """`always`: do not start where a run cannot be kept from the network."""
+    """Allow plain HTTP on an address that other machines reach."""
+    run_confinement: Literal["where possible", "always"] = "where possible"
+    """`always`: refuse to start on a machine that cannot sandbox runs fully."""
+    allow_root: bool = False
+    """Allow a start as root, for instance in a container."""
     master_key: SecretStr = SecretStr("")
-    """Master key of the local key service: 32 bytes in base64; empty means `master_key_file`."""
-    master_key_file: Path | None = None
-    """File with the master key, mode 600; default: one in the home, made when first asked for."""
+    """Master key, 32 bytes in base64, which encrypts every customer key; empty: `master_key_file`
+    ([keys](#customer-keys))."""
     master_key_keyring: bool = False
-    """Keep the master key in the system's keyring, which needs the extra sarto[keyring]."""
+    """Keep the master key in the system's keyring; needs `sarto[keyring]`."""
     private_folder: Path | None = None
-    """Where sealed artifacts are opened while they are worked on; default: in memory (/dev/shm), else in the home."""
+    """Folder for decrypted files of customer keys while a process works on them; best in memory. Default: a folder in
+    `/dev/shm`, else `private` in the home."""
+    master_key_file: Path | None = None
+    """File with the master key, mode 600. Default: `credentials/master.key` in the home."""
     external_keys: dict[str, str] = {}
-    """Keys of other key services: resource name to `hcvault://`, `gcp-kms://` or `aws-kms://` URI; in `config.toml`."""
+    """Keys of other key services, as a table in `config.toml`: resource name to URI."""
     vault_token: SecretStr = SecretStr("")
     """Token for keys in a HashiCorp Vault."""
-    judges: list[Judge] = []
-    """Models elsewhere that jobs may name as autoraters: `[[judges]]` with name, kind, base_url, model and a key."""
-    default_judge: str = ""
-    """Model that judges where evaluateDataset or evaluateInstances name none, as `autoraterModel` would name it."""
-    max_attempts: int = 3
-    """Attempts at a job before a loss of machinery fails it."""
+    oidc_issuers: list[OidcIssuer] = []
+    """OIDC providers whose users may sign in, as `[[oidc_issuers]]` in `config.toml`
+    ([security](security.md#principals))."""
+    audit_data_access: bool = False
+    """Log reads and use of data in the audit log too; changes and refusals are always logged."""
+    token_seconds: int = 3600
+    """Life of an access token."""
+    max_key_days: float = Field(default=0.0, ge=0)
+    """Longest life of new service account keys, the administrator's too, and the default; `0` has no limit."""
+    metadata_server: str = ""
+    """Email of the service account that the metadata-server paths issue tokens for, to programs of the service's own
+    user on this machine (Linux); not an account with a role on the service."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_limits(cls, values: dict[str, object]) -> dict[str, object]:
+        own = {name: value for name, value in values.items() if name not in LIMITS}
+        limits = {name: value for name, value in values.items() if name in LIMITS}
+        return own | ({"limits": limits} if limits else {})
+
+
+LIMITS = frozenset(field.name for field in fields(Limits))
+
+
+def setting_names() -> list[str]:
+    """All keys that `config.toml` may have."""
+    return [*(name for name in Settings.model_fields if name != "limits"), *sorted(LIMITS)]
 
 
 def default_home() -> Path:
     return Path(os.environ.get("SARTO_HOME") or platformdirs.user_data_dir("sarto", appauthor=False))
 
 
-def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **given: object) -> Settings:
+def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **options: object) -> Settings:
     """Command line over environment over `config.toml` over defaults. Raises InvalidArgument naming the bad key."""
     environ = os.environ if environ is None else environ
     home = (home or Path(environ.get("SARTO_HOME") or default_home())).expanduser().absolute()
@@ -210,13 +178,18 @@ def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **g
     config = home / "config.toml"
     if config.exists():
         values.update(tomllib.loads(config.read_text()))
-    for name in Settings.model_fields:
+    if "limits" in values:
+        raise InvalidArgument(f"Settings ({config}): limits: there is no such table; write its keys beside the others.")
+    for name in setting_names():
         text = environ.get(f"SARTO_{name.upper()}")
         if text is not None and name != "home":
             values[name] = text
-    values.update({name: value for name, value in given.items() if value is not None})
+    values.update({name: value for name, value in options.items() if value is not None})
     try:
         return Settings(home=home, **values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidArgument(f"settings ({config} or SARTO_… variables): {faults}") from None
+        if "run_without_network" in values:
+            raise InvalidArgument(f"Settings ({config}): run_without_network is now run_confinement.") from None
+        paths = [[str(part) for part in e["loc"] if part != "limits"] for e in error.errors()]
+        faults = "; ".join(f"{'.'.join(path)}: {e['msg']}" for path, e in zip(paths, error.errors(), strict=True))
+        raise InvalidArgument(f"Settings ({config} or SARTO_… variables): {faults}") from None

@@ -31,12 +31,15 @@ from hypothesis.stateful import (
 )
 
 from sarto.catalog import DIGEST_FILE, Catalog
-from sarto.control import events, filters, leases, paging, tuning_jobs, webhooks
-from sarto.control.leases import Lease
-from sarto.control.tuning_jobs import CANCELLED, CANCELLING, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.control.aip import filters, pages
+from sarto.control.jobs import events, states, tuning_jobs
+from sarto.control.jobs.states import CANCELLED, CANCELLING, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.control.scheduling import leases
+from sarto.control.scheduling.leases import Lease
+from sarto.control.webhooks import subscriptions
 from sarto.schema.tuning_jobs import JobState
-from sarto.storage import objects
-from sarto.storage.tables import tuning_job
+from sarto.storage.buckets import objects
+from sarto.storage.database.tables import tuning_job
 from tests.api.doors import House, house
 from tests.control.homes import ROWS, wait_until
 
@@ -357,21 +360,21 @@ def _events_again(control: Any, principal: Any, name: Any, after: int = 0, limit
     return REAL_EVENTS(control, principal, name, max(after - 1, 0), limit)
 
 
-REAL_ADVANCE, REAL_RECORD, REAL_EVENTS = tuning_jobs.advance, events.record, events.list_
-REAL_TOKEN = paging.token
+REAL_ADVANCE, REAL_RECORD, REAL_EVENTS = states.advance, events.record, events.list_events
+REAL_TOKEN = pages.token
 BUGS: dict[str, tuple[object, str, object]] = {
     "a request id is forgotten": (tuning_jobs, "_earlier", lambda *_: None),
     "a request id is taken for the same whatever was said": (tuning_jobs, "_digest", lambda *_: "same"),
     "cancel overwrites what runs": (tuning_jobs, "advance", _cancel_overwrites),
     "running jobs are deleted": (tuning_jobs, "FINAL_STATES", frozenset(JobState)),
     "the filter is ignored": (filters, "to_sql", lambda *_: sa.true()),
-    "a page begins with the last row again": (paging, "token", _token_too_early),
-    "events begin at the cursor": (events, "list_", _events_again),
+    "a page begins with the last row again": (pages, "token", _token_too_early),
+    "events begin at the cursor": (events, "list_events", _events_again),
     "a cancel is not told": (events, "record", _without_cancelled),
-    "webhooks are forgotten": (webhooks, "enqueue", lambda *_: None),
+    "webhooks are forgotten": (subscriptions, "enqueue", lambda *_: None),
     "anyone may write for a job": (leases, "hold", _no_fence),
     "preconditions are ignored": (objects.Conditions, "check", lambda *_: None),
-    "every move is legal": (tuning_jobs, "MOVES", {state: frozenset(JobState) for state in JobState}),
+    "every move is legal": (states, "MOVES", {state: frozenset(JobState) for state in JobState}),
 }  # fmt: skip
 
 

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from sarto.api.http.routing import PUBLIC, SIGNED_IN, Route
 from sarto.api.routes import ROUTES
-from sarto.api.routing import PUBLIC, SIGNED_IN, Route
-from sarto.control.roles import ROLES, SARTO_ADMIN, grants
+from sarto.control.access.roles import ROLES, SARTO_ADMIN, grants
 from tests.api.doors import House, house
 
 NOBODY = ""
@@ -44,8 +44,6 @@ BODIES: dict[str, Any] = {
 
 
 ALSO = {
-    "tuningJobs/{job}/evaluation": "aiplatform.tuningJobs.get",
-    "tuningJobs/{job}:showExample": "aiplatform.tuningJobs.get",
     "/copyTo/": "storage.objects.create",
     "/rewriteTo/": "storage.objects.create",
     "/moveTo/": "storage.objects.delete",

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from sarto.api.http import Doors
-from sarto.api.openapi import describe
+from sarto.api.http.application import Application
+from sarto.api.http.openapi import describe
+from sarto.api.http.routing import PUBLIC, SIGNED_IN, Route
 from sarto.api.routes import ROUTES
-from sarto.api.routing import PUBLIC, SIGNED_IN, Route
-from sarto.app import running
-from sarto.control import projects, service_accounts
-from sarto.control.auth import Authenticator
+from sarto.assembly.app import running
+from sarto.control.access import account_store, projects
+from sarto.control.access.authentication import Authenticator
 from sarto.settings import Settings
 
 PERMISSION = re.compile(
@@ -50,16 +50,16 @@ def test_a_stranger_learns_nothing_from_any_route(tmp_path: Path) -> None:
 
 
 async def _stranger(home: Path) -> None:
-    async with running(Settings(home=home, project="demo"), "http://127.0.0.1:1") as (services, _):
+    async with running(Settings(home=home, project="demo", allow_root=True), "http://127.0.0.1:1") as (services, _):
         with services.database.transaction() as connection:
             mine = projects.insert(connection, "elsewhere", 0.0)
-            account = service_accounts.create(connection, mine, "stranger", "roles/owner", 0.0)
-            key = service_accounts.create_key(connection, account, mine.id, 0.0)
+            account = account_store.create(connection, mine, "stranger", "roles/owner", 0.0)
+            key = account_store.create_key(connection, account, mine.id, 0.0)
         token = _token(services.authenticator, key["private_key_id"])
-        doors = Doors(ROUTES)
+        doors = Application(ROUTES)
         doors.services = services
         transport = httpx.ASGITransport(app=doors)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             client.headers["Authorization"] = f"Bearer {token}"
             for route in ROUTES:
                 if "{project}" in route.path and route.permission not in (PUBLIC, SIGNED_IN):
@@ -70,7 +70,7 @@ async def _stranger(home: Path) -> None:
 
 
 def _token(authenticator: Authenticator, key_id: str) -> str:
-    key = service_accounts.find_key(authenticator.database, key_id)
+    key = account_store.find_key(authenticator.database, key_id)
     assert key is not None
     return str(authenticator.issue(key)["access_token"])
 

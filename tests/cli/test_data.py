@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sarto.cli import data, output
-from sarto.engine.data.proof import show_row
-from sarto.engine.data.tokenizer import ChatTokenizer
+from sarto.engine.dataset_report.mask_proof import show_row
+from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.errors import FailedPrecondition
 from tests.tiny import make_tiny_base
 

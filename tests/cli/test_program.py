@@ -182,3 +182,37 @@ def test_a_row_is_shown_as_training_sees_it(sarto: Run, tickets: Path) -> None:
     assert "say 3" in done.stdout.replace("|", "")
     assert "Serving sends the same 62 tokens in front of reply 1." in done.stdout
     assert sarto("data", "show", str(tickets), "--row", "99").returncode == 1
+
+
+def test_pairs_are_checked_shown_and_tuned_on(sarto: Run, tmp_path: Path) -> None:
+    def content(role: str, text: str) -> dict[str, object]:
+        return {"role": role, "parts": [{"text": text}]}
+
+    rows = [
+        {
+            "contents": [content("user", f"say {number}")],
+            "completions": [
+                {"score": 0, "completion": content("model", f"Well then: {number}")},
+                {"score": 1, "completion": content("model", str(number))},
+            ],
+        }
+        for number in range(12)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = sarto("data", "check", str(path), "--method", "preference")
+    assert checked.returncode == 0, checked.stderr
+    assert "12, of which 12 can be used" in checked.stdout
+    assert "the preferred one is shorter in 100%" in checked.stdout and "beta 0.1" in checked.stdout
+    assert sarto("data", "check", str(path)).returncode == 2  # not a row of supervised tuning
+    shown = json.loads(sarto("data", "show", str(path), "--method", "preference", "--row", "2", "--json").stdout)
+    assert len(shown["training"]) == 2 and shown["isSame"]
+    done = sarto("tune", str(path), "--method", "preference", "--beta", "0.3", "--epochs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["preferenceOptimizationSpec"]["hyperParameters"]["beta"] == 0.3
+    assert "rewardAccuracy" in job["tuningJobMetadata"]["throughput"]
+    wrong = sarto("tune", str(path), "--method", "dpo", "--no-watch")
+    assert wrong.returncode == 2 and "preference" in wrong.stderr
+    supervised = sarto("tune", str(path), "--beta", "0.3", "--no-watch")
+    assert supervised.returncode != 0 and "beta" in supervised.stderr

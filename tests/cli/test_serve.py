@@ -28,14 +28,19 @@ def serve(home: Path, *options: str) -> subprocess.Popen[str]:
 def address(child: subprocess.Popen[str], home: Path) -> str:
     deadline = time.monotonic() + 30
     while not (home / "address").exists():
-        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        if child.poll() is not None or time.monotonic() > deadline:
+            child.kill()
+            pytest.fail(f"the server did not start: {child.communicate()}")
         time.sleep(0.02)  # the file is what scripts wait for
     return (home / "address").read_text().strip()
 
 
 def refused(home: Path, *options: str) -> str:
     child = serve(home, *options)
-    _, words = child.communicate(timeout=30)
+    try:
+        _, words = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert child.returncode not in (0, None)
     assert "Traceback" not in words
     return " ".join(words.split())
@@ -106,7 +111,10 @@ def test_a_signal_ends_everything_at_once(tmp_path: Path, how: signal.Signals) -
     with socket.create_connection(("127.0.0.1", int(place.rpartition(":")[2]))):  # an open connection holds nothing up
         began = time.monotonic()
         child.send_signal(how)
-        words, faults = child.communicate(timeout=10)
+        try:
+            words, faults = child.communicate(timeout=10)
+        finally:
+            child.kill()
     assert time.monotonic() - began < 4
     assert child.returncode == 0 and words.rstrip().endswith(str(tmp_path)), faults
     assert not (tmp_path / "address").exists() and "Traceback" not in faults

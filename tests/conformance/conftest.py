@@ -45,6 +45,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             )
         )
         service.start(JUDGE_KEY=KEY)
+        with service.http() as http:
+            service.give_metadata_account(http)
         yield service
         service.stop()
 

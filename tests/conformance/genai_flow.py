@@ -55,6 +55,7 @@ def main(base_url: str, dataset: str) -> dict[str, Any]:
             "cancelled": awaited(client, long).state.name,
             "listed": [one.name for one in client.tunings.list(config={"page_size": 1})],
             **answers(client, job),
+            "chats": [chat(client, job.tuned_model.endpoint), chat(client, BASE_MODEL, ends=True)],
             **models(client, job),
             "errors": [
                 caught(lambda: client.tunings.get(name="projects/demo/locations/us-central1/tuningJobs/12345")),
@@ -80,6 +81,27 @@ def answers(client: genai.Client, job: Any) -> dict[str, Any]:
         "prompt_tokens": whole.usage_metadata.prompt_token_count,
         "counted": client.models.count_tokens(model=model, contents="q1").total_tokens,
         "computed": len(client.models.compute_tokens(model=model, contents="q1").tokens_info[0].token_ids),
+    }
+
+
+def chat(client: genai.Client, model: str, *, ends: bool = False) -> dict[str, Any]:
+    """Two questions to a chat that takes whole answers, and to one that takes them in pieces. The first answer is cut
+    by its length, or `ends` with a piece that has no text."""
+    config = types.GenerateContentConfig(temperature=0, max_output_tokens=12, seed=1)
+    if ends:
+        plain = client.models.generate_content(model=model, contents="q0", config=config).text
+        config.stop_sequences = [plain[4:6]]
+    whole, pieces = (client.chats.create(model=model, config=config) for _ in range(2))
+    answers = [whole.send_message(question) for question in ("q0", "q1")]
+    streams = [list(pieces.send_message_stream(question)) for question in ("q0", "q1")]
+    return {
+        "texts": [answer.text for answer in answers],
+        "streamed": ["".join(piece.text or "" for piece in stream) for stream in streams],
+        "finish": [stream[-1].candidates[0].finish_reason.name for stream in streams],
+        "last_parts": [stream[-1].candidates[0].content.parts is not None for stream in streams],
+        "tokens": [answer.usage_metadata.prompt_token_count for answer in answers],
+        "streamed_tokens": [stream[-1].usage_metadata.prompt_token_count for stream in streams],
+        "history": [len(one.get_history(curated=True)) >= 4 for one in (whole, pieces)],
     }
 
 

@@ -65,6 +65,7 @@ issuer = "{issuer}"
 audience = "sarto"
 jwks = "{jwks}"
 """
+METADATA_ACCOUNT = "metadata-account@demo.iam.gserviceaccount.com"
 MAIN = "from sarto.cli import main; main()"
 ANSWERS = ["yes", "no", "maybe", "never"]
 
@@ -97,19 +98,26 @@ class Service:
         """Start it and wait until it answers; what it prints goes to the file `output`."""
         command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--home", str(self.home), *options]
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "SARTO_MODELS_FOLDER": str(self.home / "models")}
-        environ |= {"SARTO_METADATA_SERVER": "true", "SARTO_THREADS": "1", **environment}
+        environ |= {"SARTO_METADATA_SERVER": METADATA_ACCOUNT, "SARTO_THREADS": "1", **environment}
         with Path(output).open("w") as file:
             self._child = subprocess.Popen(command, env=environ, stdout=file)
         deadline = time.monotonic() + 60
-        while not (self.home / "address").exists():
-            assert self._child.poll() is None and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.02)  # the file is what scripts wait for
+        try:
+            while not (self.home / "address").exists():
+                assert self._child.poll() is None and time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.02)  # the file is what scripts wait for
+        except BaseException:
+            self.kill()
+            raise
         self.address = (self.home / "address").read_text().strip()
 
     def stop(self) -> int:
         assert self._child is not None
         self._child.send_signal(signal.SIGINT)
-        return self._child.wait(20)
+        try:
+            return self._child.wait(20)
+        finally:
+            self._child.kill()  # one that goes on would outlive the test
 
     def kill(self) -> None:
         """As the kernel does: nobody is told."""
@@ -137,6 +145,14 @@ class Service:
     def credentials(self) -> service_account.Credentials:
         """The administrator's key, as every Google client reads it."""
         return service_account.Credentials.from_service_account_file(str(self.key_file), scopes=SCOPES)
+
+    def give_metadata_account(self, http: httpx.Client) -> None:
+        """The account that the metadata server speaks for, with what a program that tunes needs."""
+        http.post("/v1/projects/demo/serviceAccounts", json={"accountId": "metadata-account"}).raise_for_status()
+        policy = http.post("/v3/projects/demo:getIamPolicy", json={}).json()
+        for role in ("roles/aiplatform.user", "roles/storage.admin"):
+            policy["bindings"].append({"role": role, "members": [f"serviceAccount:{METADATA_ACCOUNT}"]})
+        http.post("/v3/projects/demo:setIamPolicy", json={"policy": policy}).raise_for_status()
 
     def user_token(self, email: str, **claims: Any) -> str:
         """What the provider gives a user who has signed in there."""
@@ -177,7 +193,7 @@ def upload(http: httpx.Client, bucket: str, name: str, content: bytes) -> str:
     return f"gs://{bucket}/{name}"
 
 
-def wait_for(read: Any, seconds: float = 60.0) -> Any:
+def wait_for(read: Any, seconds: float = 120.0) -> Any:
     """What `read` gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := read()):

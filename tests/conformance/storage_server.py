@@ -17,8 +17,8 @@ from google.cloud import storage
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
 
-from sarto.control import projects, service_accounts
-from sarto.storage.database import Database
+from sarto.control.access import account_store, projects
+from sarto.storage.database.database import Database
 
 SERVE = "import typer; from sarto.cli.serve import serve; typer.run(serve)"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -57,8 +57,11 @@ class Server:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self._child is not None:
             self._child.send_signal(how)
-            self._child.wait(30)
-            self._child = None
+            try:
+                self._child.wait(30)
+            finally:
+                self._child.kill()  # one that goes on would outlive the test
+                self._child = None
 
     def restart(self) -> None:
         """Killed without warning, then started on what it left."""
@@ -89,10 +92,10 @@ class Server:
         with database.transaction() as connection:
             now = time.time()
             project = projects.insert(connection, "elsewhere", now)
-            account = service_accounts.create(connection, project, "stranger", "roles/owner", now)
-            key = service_accounts.create_key(connection, account, project.id, now)
+            account = account_store.create(connection, project, "stranger", "roles/owner", now)
+            key = account_store.create_key(connection, account, project.id, now)
         database.close()
-        return self._token(service_accounts.key_file(key, self.address))
+        return self._token(account_store.key_file(key, self.address))
 
     def _token(self, key: dict[str, Any]) -> str:
         credentials = service_account.Credentials.from_service_account_info(key, scopes=SCOPES)

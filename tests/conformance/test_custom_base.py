@@ -64,7 +64,7 @@ def test_own_weights_are_tuned_served_and_tuned_further(
     assert further.status_code == 200, further.text
     again = ended(http, further.json()["name"])
     spec = json.loads((service.home / "runs" / again["name"].rpartition("/")[2] / "1" / "spec.json").read_bytes())
-    assert spec["base"]["folder"] == str(base) and spec["parent_adapter"]
+    assert spec["base"]["folder"] == f"models/{base.name}" and spec["parent_adapter"]
 
 
 def test_a_folder_that_cannot_be_a_base_is_refused_with_everything_it_lacks(

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sarto.storage.private import place_for
-from tests.control.vault import Vault
+from sarto.storage.encryption.scratch_folder import place_for
+from tests.control.keys.vault import Vault
 
 from .conftest import PARENT, ended
 from .service import Service, upload, wait_for
@@ -225,9 +225,12 @@ def test_exports_and_predictions_of_a_keyed_model_are_sealed_and_so_are_answers_
             "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [source]}},
             "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://plain/out"}},
         }
-        made = http.post(f"/v1/{PARENT}/batchPredictionJobs", json=batch)
-        assert made.status_code == 200, made.text
-        wait_for(lambda: state_is(http, made.json()["name"], "JOB_STATE_SUCCEEDED"))
+        # a model without a key too: the answers repeat the sealed input
+        for answers in (model, "publishers/google/models/gemini-2.0-flash-001"):
+            made = http.post(f"/v1/{PARENT}/batchPredictionJobs", json=batch | {"model": answers})
+            assert made.status_code == 200, made.text
+            name = made.json()["name"]
+            wait_for(lambda name=name: state_is(http, name, "JOB_STATE_SUCCEEDED"))
         target = {"outputUriPrefix": "gs://plain/exports"}
         exported = http.post(
             f"/v1/{model}:export",

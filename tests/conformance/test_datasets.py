@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import httpx
@@ -60,22 +61,41 @@ def test_a_broken_row_is_named_before_and_by_the_job_that_fails_of_it(http: http
 
 
 def test_the_check_refuses_what_creating_a_job_would_refuse(http: httpx.Client, dataset: Dataset) -> None:
-    early = upload(http, "tuning-data", "early.jsonl", training_rows(30) + BROKEN + training_rows(30))
+    early = upload(http, "tuning-data", "early.jsonl", training_rows(30) + BROKEN * 4 + training_rows(1))
     report = check(http, early)
-    assert report["dataset"]["usedRows"] == 60, "few enough to be dropped, were they not among the first"
-    assert not report["isUsable"] and "early.jsonl line 31: contents" in report["findings"][0]["message"]
+    words = "early.jsonl: 4 of 35 rows cannot be used (11.4 %; at most 10 % may be dropped). The first: line 31: con"
+    assert not report["isUsable"] and words in report["findings"][0]["message"]
     body = {"baseModel": MODEL, "supervisedTuningSpec": {"trainingDatasetUri": early}}
     refused = http.post(f"/v1/{PARENT}/tuningJobs", json=body)
-    assert refused.status_code == 400 and "early.jsonl line 31: contents" in refused.text
+    assert refused.status_code == 400 and words in refused.json()["error"]["message"]
     held = check(http, dataset.training, validationDatasetUri=early)
-    assert not held["isUsable"] and "early.jsonl line 31" in held["findings"][0]["message"]
+    assert not held["isUsable"] and "early.jsonl: 4 of 35" in held["findings"][0]["message"]
+
+
+def test_one_bad_row_is_dropped_wherever_it_is_in_the_check_as_in_the_job(http: httpx.Client, dataset: Dataset) -> None:
+    early = upload(http, "tuning-data", "one.jsonl", training_rows(4) + BROKEN + training_rows(20))
+    report = check(http, early, validationDatasetUri=early)
+    assert report["isUsable"] and report["statistics"]["droppedCount"] == 1
+    assert [each["line"] for each in report["dataset"]["faults"]["shown"]] == [5]
+    body = {"baseModel": MODEL, "supervisedTuningSpec": {"trainingDatasetUri": early}}
+    made = http.post(f"/v1/{PARENT}/tuningJobs", json=body)
+    assert made.status_code == 200
+    http.post(f"/v1/{made.json()['name']}:cancel")
+
+
+def test_rows_stored_with_gzip_as_their_encoding_are_read(http: httpx.Client) -> None:
+    packed = gzip.compress(training_rows(12))
+    said = {"uploadType": "media", "name": "packed.jsonl", "contentEncoding": "gzip"}
+    http.post("/upload/storage/v1/b/tuning-data/o", content=packed, params=said).raise_for_status()
+    report = check(http, "gs://tuning-data/packed.jsonl")
+    assert report["isUsable"] and report["dataset"]["usedRows"] == 12
 
 
 def test_no_row_at_all_is_an_error_with_the_lines(http: httpx.Client) -> None:
     bad = upload(http, "tuning-data", "bad.jsonl", BROKEN * 3)
     body = {"baseModel": MODEL, "trainingDatasetUri": bad}
     answer = http.post(f"/v1/{PARENT}:checkDataset", json=body)
-    assert answer.status_code == 400 and "bad.jsonl: 3 of 3 rows cannot be used" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "bad.jsonl: none of 3 rows can be used" in answer.json()["error"]["message"]
     shown = http.post(f"/v1/{PARENT}:showExample", json=body | {"row": 2}).json()
     assert shown["fault"]["line"] == 2 and "training" not in shown
     missing = http.post(f"/v1/{PARENT}:checkDataset", json=body | {"trainingDatasetUri": "gs://tuning-data/no.jsonl"})

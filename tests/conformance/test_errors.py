@@ -40,7 +40,8 @@ def test_unknown_paths_and_wrong_verbs(http: httpx.Client) -> None:
         (b'{"baseModel": }', "line 1, column 15"),
         (b"{\n  'a': 1}", "line 2"),
         (b"\xff", "line 1"),
-        (b"{" * 3000, "line"),
+        (b"{" * 90, "line 1"),
+        (b"{" * 3000, "nested deeper than 100 levels"),
     ],
 )
 def test_bad_json_says_where(http: httpx.Client, body: bytes, place: str) -> None:
@@ -85,7 +86,9 @@ def test_faults_of_a_job_are_clear(http: httpx.Client, dataset: Dataset) -> None
 
 
 def test_too_large_a_body_names_the_limit(http: httpx.Client) -> None:
-    assert "33554432" in error(http.post(JOBS, content=b" " * (33554432 + 1)), 413)["message"]
+    assert "1048576" in error(http.post(JOBS, content=b" " * (1048576 + 1)), 413)["message"]
+    prompt = f"/v1/{PARENT}/endpoints/7:generateContent"
+    assert "33554432" in error(http.post(prompt, content=b" " * (33554432 + 1)), 413)["message"]
 
     def chunks() -> Any:
         for _ in range(40):

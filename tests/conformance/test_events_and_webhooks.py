@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.served import served
 
 from .conftest import PARENT
 from .service import Service, training_rows, upload, wait_for
@@ -39,16 +40,14 @@ class Receiver:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.uri = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with served(made.server):
+        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from google.cloud import aiplatform
 
-from sarto.engine.families.gguf import open_gguf
+from sarto.engine.weights.gguf_reader import open_gguf
 
 from .conftest import Dataset
 from .service import Service, wait_for
@@ -145,7 +145,7 @@ def test_a_killed_exporter_ends_the_operation_with_the_reason_and_leaves_nothing
 ) -> None:
     url = f"/v1/{tuned['tunedModel']['model']}:export"
     made = http.post(url, json=body("merged-safetensors", "gs://tuning-data/killed")).json()
-    (exporter,) = wait_for(lambda: children(service.pid, "sarto.engine.exports.run"))
+    (exporter,) = wait_for(lambda: children(service.pid, "sarto.engine.programs.export"))
     os.kill(exporter, signal.SIGKILL)
     done = ended(http, made)
     assert done["error"]["code"] == 14

@@ -62,6 +62,14 @@ def test_generation_unary_and_streamed_agree(seen: dict[str, Any]) -> None:
     assert seen["counted"] == seen["prompt_tokens"] and seen["computed"]
 
 
+def test_a_streamed_chat_remembers_what_an_unstreamed_one_remembers(seen: dict[str, Any]) -> None:
+    cut, ended = seen["chats"]
+    for chat in (cut, ended):
+        assert chat["streamed"] == chat["texts"] and chat["streamed_tokens"] == chat["tokens"]
+        assert chat["history"] == [True, True] and chat["last_parts"] == [True, True]
+    assert (cut["finish"][0], ended["finish"][0]) == ("MAX_TOKENS", "STOP")
+
+
 def test_models_are_listed_read_and_renamed(seen: dict[str, Any]) -> None:
     assert seen["job"]["tuned_model"]["model"].partition("@")[0] in [name.partition("@")[0] for name in seen["tuned"]]
     assert "publishers/google/models/gemini-2.5-flash" in seen["base"]

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from .service import Service, training_rows, upload
+from .canaries import MODEL, Planted, plant, shown_to_others, written
+from .conftest import PARENT
+from .service import Service, training_rows, upload, wait_for
 
 pytest.importorskip("grpc", reason="the extra sarto[grpc] is not installed")
 FLOW = Path(__file__).with_name("grpc_flow.py")
@@ -22,7 +24,8 @@ FLOW = Path(__file__).with_name("grpc_flow.py")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("grpc") / "home")
-    service.start("--grpc-port", "0")
+    output = service.home.parent / "output"
+    service.start("--grpc-port", "0", output=str(output), SARTO_AUDIT_DATA_ACCESS="true")
     yield service
     assert service.stop() == 0
     assert not (service.home / "grpc_address").exists()
@@ -101,6 +104,66 @@ for path in ("google.cloud.aiplatform.v1.GenAiTuningService/GetTuningJob", "goog
 def test_without_a_token_and_without_such_a_method(served: Service, place: str) -> None:
     done = run(served, "-W", "ignore", "-c", RAW, place, str(served.home / "tls" / "ca.pem"))
     assert done.stdout.split() == ["UNAUTHENTICATED", "UNIMPLEMENTED"], done.stderr
+
+
+SPEAK = """
+import sys, grpc
+from google.cloud.aiplatform_v1.types import Content, CountTokensRequest, GenerateContentRequest, Part
+address, root, token, model, *words = sys.argv[1:]
+channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(open(root, "rb").read()))
+place = "/google.cloud.aiplatform.v1."
+for number, (path, kind, method) in enumerate([
+    ("PredictionService/GenerateContent", GenerateContentRequest, "unary_unary"),
+    ("PredictionService/StreamGenerateContent", GenerateContentRequest, "unary_stream"),
+    ("LlmUtilityService/CountTokens", CountTokensRequest, "unary_unary"),
+]):
+    named = {"endpoint" if kind is CountTokensRequest else "model": model}
+    call = getattr(channel, method)(place + path, request_serializer=kind.serialize)
+    for word, role in ((words[2 * number], "user"), (words[2 * number + 1], words[2 * number + 1])):
+        request = kind(contents=[Content(role=role, parts=[Part(text=word)])], **named)
+        if kind is GenerateContentRequest:
+            request.generation_config.max_output_tokens = 2
+        try:
+            answer = call(request, timeout=30, metadata=[("authorization", f"Bearer {token}")])
+            list(answer) if method == "unary_stream" else answer
+            print("OK")
+        except grpc.RpcError as error:
+            print(error.code().name)
+"""
+
+
+def test_no_door_lets_what_it_was_given_into_logs_or_to_others(served: Service, place: str) -> None:
+    planted = Planted()
+    made = plant(served, planted)
+    doors = [
+        f"{verdict}grpc {name}" for name in ("GenerateContent", "StreamGenerateContent", "CountTokens")
+        for verdict in ("", "bad ")
+    ]  # fmt: skip
+    name, root = f"{PARENT}/{MODEL}", str(served.home / "tls" / "ca.pem")
+    arguments = (place, root, served.token(), name, *map(planted.word, doors))
+    done = run(served, "-W", "ignore", "-c", SPEAK, *arguments)
+    assert done.stdout.split() == ["OK", "INVALID_ARGUMENT"] * 3, done.stdout + done.stderr
+    for door, status in planted.statuses.items():
+        assert status < 500 and (status == 200 or door.startswith("bad")), (door, status)
+    assert sum(status >= 400 for status in planted.statuses.values()) > 15
+    assert len(planted.words) > 30
+    others = shown_to_others(served, made)
+    entries = audited(served, "GenerateContent")
+    output = (served.home.parent / "output").read_text()
+    found = {where: planted.found_in(text) for where, text in (others | written(served, output)).items()}
+    assert {where: doors for where, doors in found.items() if doors} == {}
+    assert entries > 5, "uses of data have entries here, and no words in them"
+
+
+def audited(service: Service, method: str) -> int:
+    """How many entries there are of the method; they are written a moment behind the answers."""
+    with service.http() as http:
+
+        def read() -> int:
+            body = {"resourceNames": ["projects/demo"], "pageSize": 1000}
+            return http.post("/v2/entries:list", json=body).text.count(f'.{method}"')
+
+        return int(wait_for(read))
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_body_that_is_not_in_its_charset_is_refused(http: httpx.Client, charse
 def test_a_client_that_waits_for_100_continue_and_sends_chunks_is_served(service: Service, dataset: Dataset) -> None:
     sent = json.dumps(body(dataset)).encode()
     head = (
-        f"POST {JOBS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.token()}\r\n"
+        f"POST {JOBS} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {service.token()}\r\n"
         "content-type: application/json\r\nexpect: 100-continue\r\n"
         "transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     )
@@ -73,7 +73,7 @@ def test_a_body_behind_an_offer_of_http2_is_read(service: Service, tuned: dict[s
     sent = json.dumps({"contents": [{"role": "user", "parts": [{"text": "q1"}]}]}).encode()
     head = (
         f"POST /v1/{tuned['tunedModel']['endpoint']}:countTokens HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-        f"Host: x\r\nAuthorization: Bearer {service.token()}\r\nContent-Length: {len(sent)}\r\n"
+        f"Host: localhost\r\nAuthorization: Bearer {service.token()}\r\nContent-Length: {len(sent)}\r\n"
         "HTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n\r\n"
     ).encode()
     with socket.create_connection(("127.0.0.1", int(service.port)), timeout=30) as line:

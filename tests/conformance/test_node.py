@@ -85,6 +85,12 @@ def test_generation_unary_and_streamed_agree(seen: dict[str, Any]) -> None:
     assert seen["counted"] == seen["promptTokens"] and seen["computed"]
 
 
+def test_a_streamed_chat_remembers_what_an_unstreamed_one_remembers(seen: dict[str, Any]) -> None:
+    for chat in seen["chats"]:
+        assert chat["streamed"] == chat["texts"] and chat["streamedTokens"] == chat["tokens"]
+        assert chat["history"] == [True, True]
+
+
 def test_errors_carry_status_and_message(seen: dict[str, Any]) -> None:
     assert seen["badAdapter"]["status"] == 400 and "adapter" in seen["badAdapter"]["message"]
     assert seen["noJob"]["status"] == 404 and "NOT_FOUND" in seen["noJob"]["message"]

@@ -20,7 +20,7 @@ from .service import Service, upload, wait_for
 
 PROMPT = "the-patient-is-called-Euphemia-Canary"
 SPEC = {"hyperParameters": {"epochCount": 3}}
-LIFE = ["sarto serve", "engine.confine", "serving.worker"]
+LIFE = ["sarto serve", "engine.programs.sandbox", "serving.worker.program"]
 
 
 class Watch:
@@ -31,7 +31,7 @@ class Watch:
         self.own = Path("/proc", str(pid), "cmdline").read_text().replace("\0", " ")
         self.environments: set[str] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -80,11 +80,11 @@ def test_a_worker_killed_in_mid_stream_is_an_error_in_the_stream_and_the_next_re
             if line.startswith("data: "):
                 pieces.append(json.loads(line[6:]))
                 if len(pieces) == 1:
-                    (worker,) = children(service.pid, "sarto.serving.worker")
+                    (worker,) = children(service.pid, "sarto.serving.worker.program")
                     os.kill(worker, signal.SIGKILL)
     assert pieces[-1]["error"]["status"] == "UNAVAILABLE"
     assert "ended unexpectedly" in pieces[-1]["error"]["message"]
     assert http.get("/readyz").json() == {"status": "ok"}
     answer = http.post(f"/v1/{tuned['tunedModel']['endpoint']}:generateContent", json=SHORT)
     assert answer.status_code == 200 and answer.json()["candidates"][0]["content"]
-    assert children(service.pid, "sarto.serving.worker") != [worker]
+    assert children(service.pid, "sarto.serving.worker.program") != [worker]

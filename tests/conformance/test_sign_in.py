@@ -17,7 +17,7 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2 import service_account
 
 from .conftest import PARENT
-from .service import SCOPES, Service
+from .service import METADATA_ACCOUNT, SCOPES, Service
 
 JOBS = f"/v1/{PARENT}/tuningJobs"
 METADATA = {"Metadata-Flavor": "Google"}
@@ -85,7 +85,7 @@ def test_metadata_server_signs_in_python(service: Service) -> None:
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     project, email, token = done.stdout.split()
-    assert (project, email) == ("demo", service.key["client_email"]) and works(service, token)
+    assert (project, email) == ("demo", METADATA_ACCOUNT) and works(service, token)
 
 
 def test_metadata_paths_that_node_asks(service: Service) -> None:
@@ -97,7 +97,7 @@ def test_metadata_paths_that_node_asks(service: Service) -> None:
     answer = httpx.get(f"{base}/instance/service-accounts/default/token", params=scopes, headers=METADATA)
     assert works(service, answer.json()["access_token"])
     info = httpx.get(f"{base}/instance/service-accounts/default/", params={"recursive": "true"}, headers=METADATA)
-    assert info.json()["email"] == service.key["client_email"]
+    assert info.json()["email"] == METADATA_ACCOUNT
     identity = httpx.get(f"{base}/instance/service-accounts/default/identity?audience=me", headers=METADATA)
     assert jwt.decode(identity.text, options={"verify_signature": False})["aud"] == "me"
 

@@ -110,7 +110,7 @@ def test_multipart_bodies_that_are_not_whole_store_nothing(http: httpx.Client, s
 
 def test_a_connection_that_breaks_leaves_nothing(server: Server, http: httpx.Client) -> None:
     head = (
-        f"POST {UP}?uploadType=media&name=broken HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n"
+        f"POST {UP}?uploadType=media&name=broken HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n"
         f"Authorization: {http.headers['authorization']}\r\n\r\n"
     )
     for sent in (0, 10, 2 * MIB):
@@ -240,7 +240,7 @@ def test_no_spelling_of_a_name_leaves_the_buckets(server: Server, http: httpx.Cl
     assert {p for p in server.home.parent.rglob("*") if not p.is_relative_to(server.home / "objects")} == outside
     assert (secret.read_text(), server.key_file.read_text()) == ("CANARY", key)
     stored = [p for p in (server.home / "objects").rglob("*") if p.is_file()]
-    assert all(p.name == hashlib.sha256(p.read_bytes()).hexdigest() for p in stored)
+    assert all(p.name.partition("-")[0] == hashlib.sha256(p.read_bytes()).hexdigest() for p in stored)
     assert not leftovers(server)
     assert tried > 5000
 
@@ -294,7 +294,7 @@ def test_a_chunk_torn_by_a_broken_connection_is_kept_as_far_as_it_came(server: S
     location = http.post(f"{UP}?uploadType=resumable", json={"name": "half"}).headers["location"]
     path = location.removeprefix(server.address)
     head = (
-        f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {4 * MIB}\r\n"
+        f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {4 * MIB}\r\n"
         f"Content-Range: bytes 0-{4 * MIB - 1}/{4 * MIB}\r\n"
         f"Authorization: {http.headers['authorization']}\r\n\r\n"
     )
@@ -367,7 +367,7 @@ def test_what_would_change_the_meaning_is_refused_by_name(http: httpx.Client) ->
         (put(http, "a", predefinedAcl="publicRead"), "predefinedAcl"),
         (put(http, "a", kmsKeyName="k"), "kmsKeyName"),
         (http.get(f"{B}/o?matchGlob=**"), "matchGlob"),
-        (http.get(f"{B}/o?softDeleted=true"), "soft-deleted"),
+        (http.get(f"{B}/o?softDeleted=true"), "Soft-deleted"),
         (http.post(f"{UP}?uploadType=resumable", json={"name": "a", "temporaryHold": True}), "temporaryHold"),
         (http.post(f"{UP}?uploadType=resumable", json={"name": "a", "acl": [{"entity": "allUsers"}]}), "acl"),
         (http.post("/storage/v1/b", json={"name": "abc", "versioning": {"enabled": True}}), "versioning"),

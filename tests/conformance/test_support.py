@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sarto.cli.support import fields_of
+from sarto.cli.docs.support import fields_of
 from sarto.schema.wire import to_snake
 
 from .conftest import PARENT, Dataset

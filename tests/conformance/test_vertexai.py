@@ -103,7 +103,7 @@ def test_tensorboards_of_the_project_and_what_they_hold(sdk: SimpleNamespace, jo
 
 
 def test_an_experiment_of_ones_own_is_refused_by_name(sdk: SimpleNamespace, service: Service) -> None:
-    with pytest.raises(sdk.exceptions.BadRequest, match=r"MetadataService.CreateContext is not built.*leave"):
+    with pytest.raises(sdk.exceptions.BadRequest, match=r"MetadataService.CreateContext is not implemented.*leave"):
         sdk.aiplatform.init(experiment="mine", experiment_tensorboard=False)
 
 

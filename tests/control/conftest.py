@@ -13,8 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from sarto.control.context import Control
-from sarto.control.supervisor import Supervisor
+from sarto.control.runs.supervisor import Supervisor
+from sarto.storage.database.database import Database
 from tests.control.homes import make_control, stand_in_executor
+
+Database.refuses_second = True
 
 
 @pytest.fixture(scope="session")

@@ -12,20 +12,27 @@ from typing import Any
 import orjson
 
 from sarto.catalog import DIGEST_FILE, Catalog
-from sarto.control import iam, projects, tuning_jobs
-from sarto.control.auth import Principal
-from sarto.control.context import Control, Limits
-from sarto.control.executors import LocalExecutor, clean_environment
+from sarto.configuration import Limits
+from sarto.control.access import authorization, projects
+from sarto.control.access.principal import Principal
+from sarto.control.context import Control, Pauses
+from sarto.control.evaluation.dataset_evaluations import EvaluationRun
+from sarto.control.executors.executor import clean_environment
+from sarto.control.executors.local import LocalExecutor
+from sarto.control.exports.export_model import ExportRun
+from sarto.control.jobs import tuning_jobs
+from sarto.control.models.checkpoint_origin import CheckpointOrigin
 from sarto.names import LocationName, ResourceName, parse_resource
+from sarto.schema.evaluation import EvaluationConfig
 from sarto.schema.tuning_jobs import JobState, TuningJob
-from sarto.storage.buckets import Buckets
-from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial
-from sarto.storage.keys import KeyService
-from sarto.storage.master_key import read_master
-from sarto.storage.migrations import upgrade
-from sarto.storage.private import PrivateFolder
-from sarto.storage.sealer import Sealer
+from sarto.storage.buckets.store import Buckets
+from sarto.storage.database.database import Database
+from sarto.storage.database.migrations import upgrade
+from sarto.storage.encryption.key_service import KeyService
+from sarto.storage.encryption.keyset_store import KeyMaterial
+from sarto.storage.encryption.master_key import read_master
+from sarto.storage.encryption.scratch_folder import PrivateFolder
+from sarto.storage.encryption.sealer import Sealer
 
 PARENT = LocationName("demo", "us-central1")
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -42,7 +49,8 @@ ROWS = b"".join(
     for i in range(20)
 )
 ROOT = Principal("root@example.com", "", "user")
-LIMITS = Limits(concurrent_runs=1, lease_seconds=2.0, retry_seconds=0.1)
+LIMITS = Limits(threads=1, concurrent_runs=1, lease_seconds=2.0, reserve_bytes=0)
+PAUSES = Pauses(retry_seconds=0.1)
 
 
 def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
@@ -52,7 +60,22 @@ def open_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
     upgrade(database)
     keys = KeyService(database, KeyMaterial(home / "keys", read_master(home)))
     buckets = Buckets(database, home, Sealer(keys, PrivateFolder(home / "private")))
-    return Control(database, buckets, Catalog.load(models_folder=home / "models"), home, limits)
+    return Control(database, buckets, Catalog.load(models_folder=home / "models"), home, limits, PAUSES)
+
+
+def export_run(folder: str, *, may_replace: bool = True) -> ExportRun:
+    """An export of a model to gs://data/FOLDER."""
+    origin = CheckpointOrigin(weights="weights", base_model="base", rank=4)
+    return ExportRun(
+        model="model", title="model", format="adapter", weights="weights", base_model="base", adapter_folder="adapter",
+        rank=4, checkpoint="1", step=1, origin=origin, job="1", job_resource=TuningJob(), bucket="data", folder=folder,
+        may_replace=may_replace,
+    )  # fmt: skip
+
+
+def evaluation_run(uri: str, output: str) -> EvaluationRun:
+    """An evaluation of given answers."""
+    return EvaluationRun(dataset=uri, models=[], config=EvaluationConfig(), targets={}, outside=[], output=output)
 
 
 def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
@@ -64,9 +87,9 @@ def make_control(home: Path, url: str = "", limits: Limits = LIMITS) -> Control:
         (folder / DIGEST_FILE).write_text(f"digest of {weights.id}")
     with control.database.transaction() as connection:
         project = projects.insert(connection, "demo", control.database.now(connection))
-        iam.bind(connection, iam.SERVICE, iam.SARTO_ADMIN, ROOT.member)
+        authorization.bind(connection, authorization.SERVICE, authorization.SARTO_ADMIN, ROOT.member)
     control.buckets.create_bucket(project.number, "data")
-    for name in ("train", "slow", "die-once", "die", "fault", "deaf", "raise"):
+    for name in ("train", "slow", "die-once", "die", "fault", "deaf", "raise", "hangs"):
         control.buckets.put_bytes("data", f"{name}.jsonl", ROWS)
     return control
 
@@ -77,7 +100,7 @@ def member(control: Control, project_id: str = "demo") -> Principal:
     assert found is not None
     caller = Principal(f"ada@{project_id}.example", found.number, "user")
     with control.database.transaction() as connection:
-        iam.bind(connection, f"projects/{found.number}", "roles/owner", caller.member)
+        authorization.bind(connection, f"projects/{found.number}", "roles/owner", caller.member)
     return caller
 
 

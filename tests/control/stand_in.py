@@ -2,7 +2,8 @@
 
 Its behaviour is asked for in the dataset's name: `…/slow.jsonl` takes long, `…/die-once.jsonl` is killed in its first
 attempt, `…/die.jsonl` in each, `…/raise.jsonl` raises an error in each once it has two checkpoints,
-`…/fault.jsonl` reports a fault of the user, `…/deaf.jsonl` ignores SIGTERM.
+`…/fault.jsonl` reports a fault of the user, `…/deaf.jsonl` ignores SIGTERM,
+`…/hangs.jsonl` never gets through its data.
 """
 
 import hashlib
@@ -20,10 +21,16 @@ def watch_parent() -> None:
     os._exit(99)
 
 
+def at(name: str) -> Path:
+    """The path of a file name, by the places in the arguments."""
+    place, _, rest = name.partition("/")
+    return Path(dict(argument.split("=", 1) for argument in sys.argv[2:])[place], rest)
+
+
 def main() -> int:
     threading.Thread(target=watch_parent, daemon=True).start()
     spec = json.loads(Path(sys.argv[1]).read_text())
-    folder = Path(spec["run_folder"])
+    folder = at(spec["run_folder"])
     name = spec["training_dataset"]["uri"].rpartition("/")[2]
     signal.signal(signal.SIGTERM, signal.SIG_IGN if name == "deaf.jsonl" else lambda *_: os._exit(143))
     progress = (folder / "progress.jsonl").open("a", buffering=1)
@@ -32,7 +39,9 @@ def main() -> int:
         progress.write(json.dumps({"kind": kind, "time": time.time(), **fields}) + "\n")
 
     say("phase", phase="PROCESSING_DATASET")
-    rows = len(Path(spec["training_dataset"]["path"]).read_bytes().splitlines())
+    if name == "hangs.jsonl":
+        time.sleep(600)
+    rows = len(at(spec["training_dataset"]["path"]).read_bytes().splitlines())
     if name == "fault.jsonl":
         return finish(folder, {"error": {"code": 3, "message": "fault.jsonl line 7: no reply"}})
     numbers = {"sum": rows, "min": 1, "max": 1, "mean": 1, "median": 1, "p5": 1, "p95": 1, "buckets": [[rows, 1, 1]]}
@@ -51,7 +60,7 @@ def main() -> int:
     say("parameters", parameters=chosen)
     say("phase", phase="TUNING")
     checkpoints = []
-    resume = Path(spec["resume_folder"]) / "step"
+    resume = at(spec["resume_folder"]) / "step"
     first = int(resume.read_text()) + 1 if resume.exists() else 1
     for step in range(1, 2 * epochs + 1):
         epoch = (step + 1) // 2

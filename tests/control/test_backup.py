@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sarto.control import models
-from sarto.control.context import Control, Limits
-from sarto.control.supervisor import Supervisor
+from sarto.configuration import Limits
+from sarto.control.context import Control
+from sarto.control.models import registry
+from sarto.control.runs.supervisor import Supervisor
 from sarto.errors import AlreadyExists, FailedPrecondition, NotFound
 from sarto.storage import backup
 from tests.control.homes import create, make_control, member, open_control, read, wait_for_end, wait_until
 
 Supervise = Callable[[Control], Supervisor]
-LIMITS = Limits(concurrent_jobs=3, concurrent_runs=3, lease_seconds=2.0, retry_seconds=0.1)
+LIMITS = Limits(threads=1, concurrent_jobs=3, concurrent_runs=3, lease_seconds=2.0, reserve_bytes=0)
 
 
 def test_a_home_saved_under_load_goes_on_elsewhere(tmp_path: Path, supervise: Supervise) -> None:
@@ -33,7 +34,7 @@ def test_a_home_saved_under_load_goes_on_elsewhere(tmp_path: Path, supervise: Su
             if number % 3 == 0:
                 control.buckets.delete("data", f"note-{number % 7}")
 
-    churning = threading.Thread(target=churn)
+    churning = threading.Thread(target=churn, daemon=True)
     churning.start()
     supervisor = supervise(control)
     ended = wait_for_end(control, create(control))
@@ -55,9 +56,8 @@ def test_a_home_saved_under_load_goes_on_elsewhere(tmp_path: Path, supervise: Su
     for name in [*going, *waiting]:
         job = wait_for_end(again, name)
         assert job["state"] == "JOB_STATE_SUCCEEDED", job
-    deployed = models.resolve(again, member(again), ended["tunedModel"]["endpoint"])
-    assert Path(deployed.adapter_folder).is_relative_to(tmp_path / "elsewhere")
-    assert (Path(deployed.adapter_folder) / "adapter_model.safetensors").exists()
+    deployed = registry.resolve(again, member(again), ended["tunedModel"]["endpoint"])
+    assert (tmp_path / "elsewhere" / deployed.adapter_folder / "adapter_model.safetensors").exists()
     for found in again.buckets.list("data", project=project).objects:
         assert again.buckets.path(found).stat().st_size == found.size
     again_supervisor.stop()

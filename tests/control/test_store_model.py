@@ -11,16 +11,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from sarto.control import leases, tuning_jobs
-from sarto.control.context import Limits
-from sarto.control.leases import Lease
-from sarto.control.tuning_jobs import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.configuration import Limits
+from sarto.control.jobs import tuning_jobs
+from sarto.control.jobs.states import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.control.scheduling import leases
+from sarto.control.scheduling.leases import Lease
 from sarto.names import LocationName, ResourceName
 from sarto.schema.tuning_jobs import JobState
-from sarto.storage.tables import tuning_job
+from sarto.storage.database.tables import tuning_job
 from tests.control.homes import PARENT, create, make_control, member
 
-LIMITS = Limits(concurrent_jobs=2, concurrent_runs=1, lease_seconds=600.0)
+LIMITS = Limits(threads=1, concurrent_jobs=2, concurrent_runs=1, lease_seconds=600.0, reserve_bytes=0)
 ENDED = {"SUCCEEDED", "FAILED", "CANCELLED"}
 MOVES = {
     ("PENDING", "RUNNING"), ("PENDING", "FAILED"), ("PENDING", "CANCELLED"), ("RUNNING", "SUCCEEDED"),
@@ -124,7 +125,7 @@ class Store(RuleBasedStateMachine):
     def states_agree(self) -> None:
         if not hasattr(self, "states"):
             return
-        listed, _ = tuning_jobs.list_(self.control, member(self.control), LocationName("demo", "-"))
+        listed, _ = tuning_jobs.list_jobs(self.control, member(self.control), LocationName("demo", "-"))
         found = {job["name"].rpartition("/")[2]: job["state"].removeprefix("JOB_STATE_") for job in listed}
         assert found == self.states
         assert all(("endTime" in job) == (found[job["name"].rpartition("/")[2]] in ENDED) for job in listed)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sarto.control import tuning_jobs
-from sarto.control.supervisor import Supervisor
+from sarto.control.jobs import tuning_jobs
+from sarto.control.runs.supervisor import Supervisor
 from tests.control.homes import LIMITS, create, make_control, member, read, stand_in_executor, wait_for_end, wait_until
 
 TIMES = 6
@@ -44,3 +44,14 @@ def test_a_job_over_its_deadline_is_stopped_and_says_so(tmp_path: Path) -> None:
     control.database.close()
     assert job["state"] == "JOB_STATE_FAILED" and job["error"]["code"] == 4
     assert "max_job_seconds" in job["error"]["message"]
+
+
+def test_a_run_that_never_gets_through_its_data_is_stopped_and_says_so(tmp_path: Path) -> None:
+    control = make_control(tmp_path, limits=replace(LIMITS, max_preparation_seconds=1.0))
+    supervisor = Supervisor(control, stand_in_executor())
+    supervisor.start()
+    job = wait_for_end(control, create(control, "hangs"))
+    supervisor.stop()
+    control.database.close()
+    assert job["state"] == "JOB_STATE_FAILED" and job["error"]["code"] == 4
+    assert "max_preparation_seconds" in job["error"]["message"]

@@ -10,13 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from sarto.control import events
-from sarto.control.export_work import ExportWork
-from sarto.control.supervisor import Supervisor
+from sarto.contract.export_run import ExportResult, ExportSpec
+from sarto.control.context import Pauses
+from sarto.control.exports.export_work import ExportWork
+from sarto.control.jobs import events
+from sarto.control.runs.supervisor import Supervisor
 from sarto.errors import ResourceExhausted
-from sarto.schema.runs import ExportResult, ExportSpec
-from tests.control.homes import LIMITS, create, make_control, member, read, stand_in_executor, wait_for_end, wait_until
+from tests.control.homes import (
+    LIMITS,
+    create,
+    export_run,
+    make_control,
+    member,
+    read,
+    stand_in_executor,
+    wait_for_end,
+    wait_until,
+)
 from tests.serving.making import make_adapter
+from tests.specs import write_spec
 from tests.tiny import make_tiny_base
 
 SIZE_BYTES = 24 << 20
@@ -39,8 +51,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("when", ["before", "while it runs"])
 def test_a_job_waits_while_the_disk_is_full_and_goes_on_when_there_is_room(small_disk: Path, when: str) -> None:
-    limits = replace(LIMITS, reserve_bytes=4 << 20, room_seconds=0.2)
-    control = make_control(small_disk / "home", limits=limits)
+    made = make_control(small_disk / "home", limits=replace(LIMITS, reserve_bytes=4 << 20))
+    control = replace(made, pauses=Pauses(room_seconds=0.2))
     supervisor = Supervisor(control, stand_in_executor())
     name = create(control, "slow" if when != "before" else "train", spec={"hyperParameters": {"epochCount": 1}})
     ballast = small_disk / "ballast"
@@ -64,7 +76,7 @@ def test_a_job_waits_while_the_disk_is_full_and_goes_on_when_there_is_room(small
             fill()
         else:
             wait_until(lambda: read(control, name).get("tuningJobState") == "TUNING_JOB_STATE_WAITING_FOR_CAPACITY")
-            told = events.list_(control, member(control), name)[0]
+            told = events.list_events(control, member(control), name)[0]
             assert [event["kind"] for event in told] == ["created", "waiting"] and "MB are free" in told[-1]["message"]
         ballast.unlink()
         assert wait_for_end(control, name)["state"] == "JOB_STATE_SUCCEEDED"
@@ -95,10 +107,9 @@ def test_an_exporter_on_a_full_disk_says_so_and_leaves_no_files(small_disk: Path
         model="m", title="m", format="merged-safetensors", base=base, adapter_folder=adapter.folder,
         folder=str(folder), held_out=str(folder / "held_out.jsonl"), held_out_uri="", card={}, license="", threads=1,
     )  # fmt: skip
-    (folder / "spec.json").write_text(spec.model_dump_json())
+    program = [sys.executable, "-m", "sarto.engine.programs.export", *write_spec(spec, folder / "spec.json")]
     (folder / "held_out.jsonl").write_bytes(b"")
     fill_up(small_disk / "ballast", 40_000)
-    program = [sys.executable, "-m", "sarto.engine.exports.run", str(folder / "spec.json")]
     with subprocess.Popen(program, stdin=subprocess.PIPE) as child:
         assert child.wait(60) == 0
     result = ExportResult.model_validate_json((folder / "result.json").read_bytes())
@@ -117,8 +128,12 @@ def test_an_export_that_no_longer_fits_into_its_bucket_leaves_none_of_its_files_
     (folder / "files" / "a.json").write_bytes(b"{}")
     (folder / "files" / "b.safetensors").write_bytes(bytes(8 << 20))
     fill_up(small_disk / "ballast", 2 << 20)
-    run = {"bucket": "data", "folder": "exports/m"}
+    run = export_run("exports/m")
     found = ExportResult(files=["a.json", "b.safetensors"])
-    with pytest.raises(ResourceExhausted, match="is full"):
-        ExportWork(control, []).publish(project, run, folder, found.model_dump_json().encode())
+    result = found.model_dump_json().encode()
+    with (
+        pytest.raises(ResourceExhausted, match="is full"),
+        ExportWork(control, []).publish(project, run, folder, result),
+    ):
+        pytest.fail("the files were received")
     assert [row.name for row in control.buckets.list("data", "exports/").objects] == []

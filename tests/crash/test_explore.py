@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sarto.control import leases, tuning_jobs
-from sarto.control.context import Control, Limits
-from sarto.control.leases import Lease
-from sarto.control.supervisor import Supervisor
-from sarto.control.tuning_jobs import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.configuration import Limits
+from sarto.control.context import Control
+from sarto.control.jobs import states, tuning_jobs
+from sarto.control.jobs.states import CANCELLED, FAILED, RUNNING, SUCCEEDED, Fenced, advance
+from sarto.control.runs.supervisor import Supervisor
+from sarto.control.scheduling import leases
+from sarto.control.scheduling.leases import Lease
 from sarto.schema.tuning_jobs import JobState
-from sarto.storage.tables import tuning_job
+from sarto.storage.database.tables import tuning_job
 from tests.control.homes import create, make_control, member, stand_in_executor
 
-LIMITS = Limits(concurrent_jobs=2, concurrent_runs=2, lease_seconds=600.0)
+LIMITS = Limits(threads=1, concurrent_jobs=2, concurrent_runs=2, lease_seconds=600.0, reserve_bytes=0)
 MOST_LOSSES = 2
 State = tuple[object, ...]
 Saved = tuple[dict[str, object], dict[str, Lease | None]]
@@ -109,7 +111,7 @@ class Play:
             is_fenced = True
         after = self.row()
         moved = (JobState(before.state), JobState(after.state))
-        assert moved[0] == moved[1] or moved[1] in tuning_jobs.MOVES[moved[0]], (act, moved)
+        assert moved[0] == moved[1] or moved[1] in states.MOVES[moved[0]], (act, moved)
         assert not JobState(before.state).is_final or after == before, f"{act} changed an ended job"
         assert after.lease_epoch - before.lease_epoch == (1 if act.endswith("claims") and after != before else 0), act
         if is_fenced or (is_stale and not act.endswith(("claims", "crashes"))):

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sarto.control import models
 from sarto.control.context import Control
-from sarto.control.supervisor import Supervisor
+from sarto.control.models import registry
+from sarto.control.runs.supervisor import Supervisor
 from sarto.schema.tuning_jobs import JobState
 from tests.api.doors import house
 from tests.control.homes import (
@@ -144,8 +144,8 @@ def test_a_dump_and_a_copy_of_the_folder_after_it_are_a_backup(server: Server, t
     for name in (going, waiting):
         assert wait_for_end(again, name)["state"] == "JOB_STATE_SUCCEEDED"
     supervisor.stop()
-    deployed = models.resolve(again, member(again), ended["tunedModel"]["endpoint"])
-    assert (Path(deployed.adapter_folder) / "adapter_model.safetensors").exists()
+    deployed = registry.resolve(again, member(again), ended["tunedModel"]["endpoint"])
+    assert (again.adapter_folder(deployed.adapter_folder) / "adapter_model.safetensors").exists()
     again.database.close()
 
 

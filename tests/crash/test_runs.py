@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sarto.failpoints import VARIABLE
-from sarto.schema.runs import Progress, RunResult, RunSpec
+from sarto.contract.tuning_run import Progress, RunResult, RunSpec
+from sarto.system.failpoints import VARIABLE
 from tests.control.homes import wait_until
-from tests.engine.test_run import PROGRAM, make_spec
+from tests.engine.programs.test_tune import PROGRAM, arguments_of, make_spec
 from tests.tiny import make_tiny_base
 
 IS_ALL = os.environ.get("SARTO_CRASH") == "all"
@@ -29,7 +29,7 @@ SEED = int(os.environ.get("SARTO_STORM_SEED", "7"))
 
 def run(spec: RunSpec, failpoint: str = "") -> int:
     environment = {**os.environ, VARIABLE: failpoint, "OMP_NUM_THREADS": "1"}
-    command = [*PROGRAM, f"{spec.run_folder}/spec.json"]
+    command = [*PROGRAM, *arguments_of(spec)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     ) as child:
@@ -77,7 +77,7 @@ def test_a_damaged_resume_point_is_not_used(tmp_path: Path, how: str) -> None:
     base = make_tiny_base(tmp_path / "tiny")
     fields = {"parameters": {"epoch_count": 2}, "validation_dataset": None}
     first = make_spec(base, tmp_path / "job", 1, **fields)
-    assert run(first, "rename engine.tuning.checkpoint.save_resume_point after*3") == -signal.SIGKILL
+    assert run(first, "rename engine.tuning.checkpoint_files.save_resume_point after*3") == -signal.SIGKILL
     point = tmp_path / "job" / "resume" / "resume.safetensors"
     content = bytearray(point.read_bytes())
     if how == "torn":
@@ -123,7 +123,7 @@ def test_a_run_killed_again_and_again_loses_no_more_than_the_interval_each_time(
 def run_until_killed(spec: RunSpec, seconds: float) -> None:
     """For so long after its first new step; a run that ends before is killed too late and ends as it would."""
     with subprocess.Popen(
-        [*PROGRAM, f"{spec.run_folder}/spec.json"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        [*PROGRAM, *arguments_of(spec)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as child:  # fmt: skip
         wait_until(lambda: steps_of(spec, is_new=True) != [], 60.0)

@@ -17,22 +17,12 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from sarto.control import tuning_jobs
 from sarto.control.context import Control
+from sarto.control.jobs import tuning_jobs
 from sarto.schema.tuning_jobs import JobState
-from sarto.storage.tables import job_event
+from sarto.storage.database.tables import job_event
 from tests.control.homes import member, wait_until
-from tests.crash.worlds import (
-    LIMITS,
-    Template,
-    World,
-    make,
-    parsed,
-    rows,
-    start,
-    supervise_for_ever,
-    violations,
-)
+from tests.crash.worlds import LIMITS, Template, World, make, parsed, rows, start, supervise_for_ever, violations
 
 SECONDS = float(os.environ.get("SARTO_STORM_SECONDS", "60"))
 SEED = int(os.environ.get("SARTO_STORM_SEED", "7"))

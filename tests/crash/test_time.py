@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from sarto.control import events, tuning_jobs
+from sarto.control.aip import times
 from sarto.control.context import Control
-from sarto.control.supervisor import Supervisor
+from sarto.control.jobs import events, tuning_jobs
+from sarto.control.runs.supervisor import Supervisor
 from tests.control.homes import (
     create,
     make_control,
@@ -64,9 +65,9 @@ def test_a_worker_whose_clock_is_an_hour_off_takes_nothing_over_and_loses_nothin
     for name in names:
         job = wait_for_end(shared, name)
         assert job["state"] == "JOB_STATE_SUCCEEDED", job.get("error")
-        told = [event["kind"] for event in events.list_(shared, member(shared), name)[0]]
+        told = [event["kind"] for event in events.list_events(shared, member(shared), name)[0]]
         assert told.count("started") == 1 and "lost" not in told, told
-        assert abs(events.seconds(job["endTime"]) - time.time()) < 60.0, "times in answers are the database's"
+        assert abs(times.seconds(job["endTime"]) - time.time()) < 60.0, "times in answers are the database's"
     for child in (right, wrong):
         child.kill()
         child.join()
@@ -85,7 +86,7 @@ def test_a_jump_in_the_middle_of_a_job_ends_no_job_and_no_deadline(tmp_path: Pat
     finally:
         time.time = real
     supervisor.stop()
-    told = [event["kind"] for event in events.list_(control, member(control), name)[0]]
+    told = [event["kind"] for event in events.list_events(control, member(control), name)[0]]
     control.database.close()
     assert job["state"] == "JOB_STATE_SUCCEEDED" and told.count("started") == 1
 

@@ -23,14 +23,15 @@ from uuid import UUID, uuid4
 import orjson
 import sqlalchemy as sa
 
-from sarto import failpoints
-from sarto.control import retention, tuning_jobs
-from sarto.control.context import Control, Limits
-from sarto.control.supervisor import Supervisor
+from sarto.configuration import Limits
+from sarto.control import retention
+from sarto.control.context import Control
+from sarto.control.jobs import tuning_jobs
+from sarto.control.runs.supervisor import Supervisor
 from sarto.errors import SartoError
 from sarto.names import ResourceName, parse_gs_uri, parse_resource
 from sarto.schema.tuning_jobs import JobState, TuningJob
-from sarto.storage.tables import (
+from sarto.storage.database.tables import (
     checkpoint,
     endpoint,
     job_event,
@@ -39,10 +40,11 @@ from sarto.storage.tables import (
     webhook,
     webhook_delivery,
 )
+from sarto.system import failpoints
 from tests.control.homes import PARENT, job_body, make_control, member, open_control, stand_in_executor
 
 LIMITS = Limits(
-    concurrent_jobs=6, concurrent_runs=6, lease_seconds=1.0, retry_seconds=0.05, webhook_private_addresses=True
+    threads=1, concurrent_jobs=6, concurrent_runs=6, lease_seconds=1.0, webhook_private_addresses=True, reserve_bytes=0
 )
 STEPS = {"spec": {"hyperParameters": {"epochCount": 1}}}
 FORKS = multiprocessing.get_context("forkserver")
@@ -272,7 +274,7 @@ def _of_files(control: Control, made: list[sa.Row[tuple[object, ...]]], endpoint
     for row in made:
         if row.endpoint not in endpoints:
             yield f"checkpoint {row.job}/{row.checkpoint_id} has no endpoint"
-        folder = Path(row.adapter_folder)
+        folder = control.adapter_folder(row.adapter_folder)
         bucket, prefix = parse_gs_uri(row.artifact_uri, "uri")
         stored = {one.name.removeprefix(prefix): one for one in control.buckets.list(bucket, prefix).objects}
         kept = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sarto.engine.exports.merge import merged_tensors
-from sarto.engine.families.load import load_base, read_config
-from sarto.engine.lora import AdapterShape, LoraAdapter, read_adapter, write_adapter
+from sarto.contract.common import BaseWeights, EvaluationPlan
+from sarto.engine.host_memory import ShortOfMemory
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.load import load_base, read_config
+from sarto.engine.models.lora import LoraAdapter
 from sarto.engine.ops.quantised import QUANTISATIONS, Quantisation, rounded
 from sarto.engine.tuning.placement import base_bytes, place
-from sarto.errors import ResourceExhausted
-from sarto.schema.runs import BaseWeights, EvaluationPlan
-from tests.engine.test_run import finish, kill_after, make_spec, progress, steps
+from sarto.engine.weights.merge import merged_tensors
+from sarto.engine.weights.peft import read_adapter, write_adapter
+from tests.engine.programs.test_tune import finish, kill_after, make_spec, progress, steps
 from tests.tiny import make_tiny_base
 
 KINDS = pytest.mark.parametrize("kind", QUANTISATIONS)
@@ -105,7 +107,13 @@ def test_a_base_is_held_whole_or_in_parts_by_what_is_free_and_a_refusal_names_wh
     assert in_four < base_bytes(big, torch.float32, "int8") < whole / 2
     parts = base_bytes(big, torch.float32, None, 2)
     assert place(big, torch.float32, None, parts, ranks=2, always_shard=False).is_sharded
-    with pytest.raises(ResourceExhausted, match=r"sarto-quantisation=nf4 it would need .*devices=2 it would need"):
+    with pytest.raises(ShortOfMemory, match="needs about") as refused:
         place(big, torch.float32, None, parts, ranks=1, always_shard=False)
-    with pytest.raises(ResourceExhausted, match="tune a smaller base model"):
+    assert [(each.kind, each.value) for each in refused.value.remedies][-2:] == [
+        ("quantisation", "nf4"),
+        ("devices", "2"),
+    ]
+    assert refused.value.remedies[-1].needed_bytes == parts
+    with pytest.raises(ShortOfMemory) as refused:
         place(big, torch.float32, None, 1 << 10, ranks=1, always_shard=False)
+    assert [each.kind for each in refused.value.remedies] == ["smaller_base"]

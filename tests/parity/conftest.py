@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sarto.catalog import Catalog
+from sarto.contract.common import BaseWeights
 from sarto.errors import FailedPrecondition
-from sarto.schema.runs import BaseWeights
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sarto.engine.families.decoder import Decoder, DecoderConfig, NoAdapters
-from sarto.engine.families.load import load_base
-from sarto.schema.runs import BaseWeights
-from tests.tiny import make_tiny_base
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.decoder import Decoder, DecoderConfig
+from sarto.engine.models.load import load_base
+from tests.tiny import NoAdapters, make_tiny_base
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3"]
 

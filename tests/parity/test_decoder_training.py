@@ -11,24 +11,26 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sarto.engine.data.batches import Tokenized, plan
-from sarto.engine.families.decoder import Decoder
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import AdapterShape, LoraAdapter, read_adapter, write_adapter
-from sarto.engine.ops.choose import choose_operations, native_dtype
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.decoder import Decoder
+from sarto.engine.models.load import load_base
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.ops.eager_kernels import EagerKernels
 from sarto.engine.ops.fused import FusedOperations
-from sarto.engine.ops.kernels import EagerKernels
-from sarto.engine.ops.plain import Operations, PlainOperations
+from sarto.engine.ops.reference import Operations, PlainOperations
+from sarto.engine.ops.select import choose_operations, native_dtype
 from sarto.engine.tuning.adamw import AdamW
-from sarto.engine.tuning.supervised import MemoryPlan, batch_loss
-from sarto.schema.runs import BaseWeights
+from sarto.engine.tuning.methods.supervised import batch_loss
+from sarto.engine.tuning.packing import MemoryPlan, TokenizedExample, plan
+from sarto.engine.weights.peft import read_adapter, write_adapter
 from tests.tiny import make_tiny_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 ALL = MemoryPlan(token_budget=10_000)
 
 
-def make_examples(count: int = 8, seed: int = 3, vocabulary: int = 256) -> list[Tokenized]:
+def make_examples(count: int = 8, seed: int = 3, vocabulary: int = 256) -> list[TokenizedExample]:
     """Two prompts shared by half the examples each, different lengths, tails that nobody learns."""
     random = np.random.default_rng(seed)
     prompts = [random.integers(0, vocabulary, 20) for _ in range(2)]
@@ -38,7 +40,7 @@ def make_examples(count: int = 8, seed: int = 3, vocabulary: int = 256) -> list[
         tokens = np.concatenate([prompts[index % 2], own, reply, tail]).astype(np.uint32)
         mask = np.zeros(len(tokens), dtype=np.bool_)
         mask[20 + len(own) : 20 + len(own) + len(reply)] = True
-        found.append(Tokenized(tokens, mask, index + 1))
+        found.append(TokenizedExample(tokens, mask, index + 1))
     return found
 
 
@@ -53,7 +55,7 @@ def make_adapter(decoder: Decoder, seed: int = 0) -> LoraAdapter:
 
 
 def our_step(
-    base: BaseWeights, examples: list[Tokenized], memory: MemoryPlan = ALL, ops: Operations | None = None
+    base: BaseWeights, examples: list[TokenizedExample], memory: MemoryPlan = ALL, ops: Operations | None = None
 ) -> tuple[float, dict[str, Tensor]]:
     decoder = load_base(base, torch.float32)
     decoder.ops = ops or FusedOperations(EagerKernels())
@@ -65,10 +67,13 @@ def our_step(
         each, _ = batch_loss(decoder, adapter, batch, memory)
         (each / total).backward()
         loss += float(each.detach()) / total
-    return loss, {name: tensor.clone() for name, tensor in adapter.named_gradients()}
+    adapter.values = adapter.gradients  # of the same layout, so the names of the values are theirs
+    return loss, {name: tensor.clone() for name, tensor in adapter.named_tensors()}
 
 
-def reference_step(base: BaseWeights, examples: list[Tokenized], folder: Path) -> tuple[float, dict[str, Tensor]]:
+def reference_step(
+    base: BaseWeights, examples: list[TokenizedExample], folder: Path
+) -> tuple[float, dict[str, Tensor]]:
     write_adapter(make_adapter(load_base(base, torch.float32)), folder, base.folder)
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, attn_implementation="eager"),
@@ -132,7 +137,7 @@ def test_an_adapter_written_by_us_gives_the_same_logits_in_peft_and_comes_back_w
     )
     example = make_examples(1)[0]
     mask = np.ones_like(example.loss_mask)
-    batch = plan([Tokenized(example.tokens, mask, 1)], 1000)[0]
+    batch = plan([TokenizedExample(example.tokens, mask, 1)], 1000)[0]
     ours, right = batch_loss(decoder, adapter, batch, ALL)
     with torch.no_grad():
         logits = peft(input_ids=torch.from_numpy(example.tokens.astype(np.int64))[None]).logits[0]

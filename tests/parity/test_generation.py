@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.engine.serving.adapters import AdapterKey
+from sarto.contract.common import BaseWeights
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from sarto.engine.serving.adapter_pool import AdapterKey
 from sarto.engine.serving.request import prompt_tokens
 from sarto.engine.serving.runner import PromptChunk, Row, Runner
 from sarto.schema.generation import CountTokensRequest
-from sarto.schema.runs import BaseWeights
 from tests.serving.making import make_adapter, request, running_engine, tokens_of
 from tests.tiny import make_tiny_base
 

@@ -10,26 +10,27 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from sarto.control.executors import LocalExecutor, clean_environment
-from sarto.control.supervisor import Supervisor
-from sarto.storage.tables import checkpoint, endpoint, model, model_version
+from sarto.control.executors.executor import clean_environment
+from sarto.control.executors.local import LocalExecutor
+from sarto.control.runs.supervisor import Supervisor
+from sarto.storage.database.tables import checkpoint, endpoint, model, model_version
 from tests.control.homes import create, make_control, wait_for_end
 from tests.tiny import make_tiny_base
 
 RUN = """
 import sys
 from dataclasses import replace
-from sarto.engine.serving import adapters
+from sarto.engine.serving import adapter_pool
 
-right = adapters.adapter_terms
+right = adapter_pool.adapter_terms
 
 
 def terms(file, decoder, products):
     return right(replace(file, shape=replace(file.shape, alpha=file.shape.alpha * {factor})), decoder, products)
 
 
-adapters.adapter_terms = terms
-from sarto.engine.run import main
+adapter_pool.adapter_terms = terms
+from sarto.engine.programs.tune import main
 
 sys.exit(main(sys.argv[1:]))
 """
@@ -58,7 +59,7 @@ def test_a_job_whose_serving_weighs_its_adapter_wrongly_fails_with_the_numbers(t
         return
     assert job["state"] == "JOB_STATE_FAILED"
     assert job["error"]["code"] == 9
-    assert "serving would answer differently from what was trained" in job["error"]["message"]
+    assert "serving diverges from training" in job["error"]["message"]
     assert "nats a token over" in job["error"]["message"]
     assert "tunedModel" not in job
     assert counts == [0, 0, 0, 0]

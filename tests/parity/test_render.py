@@ -12,11 +12,19 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from sarto.engine.data.render import Rendered, pack_row, render, render_fully, render_packed, render_prompt, replies
-from sarto.engine.data.template import FIXED_DAY
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.schema.examples import parse_line
-from tests.engine.data.conversations import CASES, FAMILIES, FAMILY_NAMES, SMALL_BASE, Case
+from sarto.conversations.examples import parse_line
+from sarto.engine.rendering.render import (
+    Rendered,
+    pack_row,
+    render,
+    render_fully,
+    render_packed,
+    render_prompt,
+    replies,
+)
+from sarto.engine.rendering.template_sandbox import FIXED_DAY
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from tests.engine.conversations import CASES, FAMILIES, FAMILY_NAMES, SMALL_BASE, Case
 
 DAY = FIXED_DAY.strftime("%d %b %Y")
 PAIRS = [(family, case) for family in FAMILY_NAMES for case in CASES if family in case.families]

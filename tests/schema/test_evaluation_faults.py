@@ -8,7 +8,7 @@ from google.genai import _transformers
 from google.genai import types as genai_types
 
 from sarto.schema.evaluation import EvaluationConfig
-from sarto.schema.evaluation_faults import config_faults
+from sarto.schema.evaluation_validation import config_faults
 
 OUTPUT = {"gcsDestination": {"outputUriPrefix": "gs://bucket/folder"}}
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from sarto.schema.examples import (
-    Call,
+from sarto.conversations.examples import (
     Example,
-    Response,
+    FunctionCall,
+    FunctionResponse,
     RowFault,
     Turn,
+    parse_examples,
     parse_line,
-    parse_preference_line,
     read_conversation,
 )
 
@@ -36,7 +36,7 @@ def fault_of(raw: Any, **options: Any) -> RowFault:
         parse_line(raw if isinstance(raw, bytes) else line_of(raw), 7, **options)
     fault = caught.value
     assert fault.line == 7
-    assert fault.seen and fault.wanted and fault.fix
+    assert fault.seen and fault.expected and fault.fix
     assert str(fault).startswith("line 7: ")
     return fault
 
@@ -106,10 +106,10 @@ def test_tools_calls_and_responses_read_the_same_from_gemini_and_openai() -> Non
     }  # fmt: skip
     first, second = read(gemini), read(openai)
     assert first.tools == second.tools == ({"name": "weather", "description": "d", "parameters": lower},)
-    assert first.turns[1] == Turn("model", calls=(Call("weather", {"city": "Paris"}),))
-    assert second.turns[1] == Turn("model", calls=(Call("weather", {"city": "Paris"}, "c1"),))
-    assert first.turns[2] == Turn("tool", responses=(Response("weather", {"sky": "blue"}),))
-    assert second.turns[2] == Turn("tool", responses=(Response("weather", '{"sky": "blue"}', "c1"),))
+    assert first.turns[1] == Turn("model", calls=(FunctionCall("weather", {"city": "Paris"}),))
+    assert second.turns[1] == Turn("model", calls=(FunctionCall("weather", {"city": "Paris"}, "c1"),))
+    assert first.turns[2] == Turn("tool", responses=(FunctionResponse("weather", {"sky": "blue"}),))
+    assert second.turns[2] == Turn("tool", responses=(FunctionResponse("weather", '{"sky": "blue"}', "c1"),))
 
 
 def test_parallel_tool_messages_become_one_turn() -> None:
@@ -144,28 +144,99 @@ def test_a_translation_row_of_three_pieces_becomes_the_documented_prompt() -> No
     assert fault.path == "contents[0].parts"
 
 
-def test_a_preference_pair_is_read_and_its_scores_checked() -> None:
-    row: dict[str, Any] = {
-        "contents": [text("user", "Hi")],
+def pair_row(**changes: Any) -> dict[str, Any]:
+    row = {
+        "systemInstruction": text("system", "Be brief."),
+        "contents": [text("user", "Hi"), text("model", "Hello"), text("user", "Open on Sunday?")],
         "completions": [
-            {"score": 0, "completion": text("model", "No")},
-            {"score": 1.0, "completion": text("model", "Yes")},
+            {"score": 0, "completion": text("model", "Shops have hours.")},
+            {"score": 1.0, "completion": text("model", "Yes, 10 to 4.")},
         ],
     }
-    pair = parse_preference_line(line_of(row), 3)
-    assert (pair.chosen.text, pair.rejected.text, pair.line) == ("Yes", "No", 3)
-    assert fault_of(row).path == "completions"
-    row["completions"][0]["score"] = 1
-    with pytest.raises(RowFault, match="line 3: completions: saw two completions with score 1"):
-        parse_preference_line(line_of(row), 3)
-    row["completions"][0] = {"score": 0, "completion": text("model", " ")}
-    with pytest.raises(RowFault, match=r"completions\[0\].completion"):
-        parse_preference_line(line_of(row), 3)
+    return row | changes
 
 
-def test_a_request_may_repeat_users_but_must_wait_for_the_model() -> None:
-    turns = read_conversation({"contents": [text("user", "a"), text("user", "b")]}).turns
-    assert [turn.text for turn in turns] == ["a", "b"]
+def completion(words: str, score: Any = 1, **fields: Any) -> dict[str, Any]:
+    return {"score": score, "completion": text("model", words), **fields}
+
+
+PROMPT = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("model", "Hello"), Turn("user", "Open on Sunday?"))
+
+
+@pytest.mark.parametrize("key", ["systemInstruction", "system_instruction"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_preference_pair_is_read_in_any_order_and_learns_its_completions_only(key: str, order: int) -> None:
+    row = pair_row()
+    row[key] = row.pop("systemInstruction")
+    row["completions"] = row["completions"][::order]
+    chosen, rejected = parse_examples(line_of(row), 3, data_format="preference")
+    assert chosen.turns == (*PROMPT, Turn("model", "Yes, 10 to 4."))
+    assert rejected.turns == (*PROMPT, Turn("model", "Shops have hours."))
+    for example in (chosen, rejected):
+        assert (example.line, example.format, example.last_reply_only) == (3, "contents", True)
+    assert fault_of(row).path == "completions"  # a pair is no row of supervised tuning
+
+
+@pytest.mark.parametrize(
+    "names", [("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion")]
+)
+def test_a_preference_pair_of_openai_gives_the_same_examples(names: tuple[str, str]) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Open on Sunday?"},
+    ]
+    row = {
+        "input": {"messages": messages, "tools": [], "parallel_tool_calls": True},
+        names[0]: [{"role": "assistant", "content": "Yes, 10 to 4."}],
+        names[1]: [{"role": "assistant", "content": "Shops have hours."}],
+    }
+    theirs = parse_examples(line_of(row), 3, data_format="preference")
+    ours = parse_examples(line_of(pair_row()), 3, data_format="preference")
+    assert [each.turns for each in theirs] == [each.turns for each in ours]
+
+
+CALL = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
+IMAGE = {"role": "user", "parts": [{"fileData": {"mimeType": "image/png", "fileUri": "gs://b/x.png"}}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "seen"),
+    [
+        ({"contents": []}, "contents", "an empty list"),
+        ({"contents": [text("user", "Hi"), text("model", "Yes")]}, "contents[1]", "a model turn at the end"),
+        ({"completions": None}, "completions", "null"),
+        ({"completions": [completion("a")]}, "completions", "a list of 1"),
+        ({"completions": [completion("a"), completion("b", 0), completion("c", 0)]}, "completions", "a list of 3"),
+        ({"completions": [completion("a"), {"completion": text("model", "b")}]}, "completions[1].score", "null"),
+        ({"completions": [completion("a"), completion("b", 0.5)]}, "completions[1].score", "the number 0.5"),
+        ({"completions": [completion("a"), completion("b", "0")]}, "completions[1].score", '"0"'),
+        ({"completions": [completion("a"), completion("b", False)]}, "completions[1].score", "false"),
+        ({"completions": [completion("a"), completion("b")]}, "completions", "two completions with score 1"),
+        ({"completions": [completion("a", 0), completion("b", 0)]}, "completions", "two completions with score 0"),
+        ({"completions": [completion("a"), completion("a", 0)]}, "completions[0].completion", "the same text twice"),
+        ({"completions": [completion("a"), completion(" ", 0)]}, "completions[1].completion", "a turn without text"),
+        ({"completions": [completion("a"), {"score": 0, "completion": text("user", "b")}]},
+         "completions[1].completion", "a user turn"),
+        ({"completions": [completion("a"), {"score": 0}]}, "completions[1].completion", "null"),
+        ({"completions": [completion("a"), {"score": 0, "completion": CALL}]},
+         "completions[1].completion", "a function call"),
+        ({"completions": [completion("a"), completion("b", 0, weight=2)]},
+         "completions[1].weight", "an unknown field"),
+        ({"contents": [IMAGE]}, "contents[0].parts[0].fileData", "an image (image/png)"),
+        ({"extra": 1}, "extra", "an unknown field"),
+    ],
+)  # fmt: skip
+def test_each_fault_of_a_pair_has_its_place(changes: dict[str, Any], path: str, seen: str) -> None:
+    with pytest.raises(RowFault) as caught:
+        parse_examples(line_of(pair_row(**changes)), 7, data_format="preference")
+    assert (caught.value.path, caught.value.seen, caught.value.line) == (path, seen, 7)
+
+
+def test_contents_of_one_role_are_one_turn_and_a_request_must_wait_for_the_model() -> None:
+    turns = read_conversation({"contents": [text("user", "a"), text("user", " b")]}).turns
+    assert [turn.text for turn in turns] == ["a b"]
     with pytest.raises(RowFault, match="a model turn at the end"):
         read_conversation({"contents": [text("user", "a"), text("model", "b")]})
 
@@ -200,18 +271,21 @@ BAD_ROWS: list[tuple[Any, str, str]] = [
     ({"contents": [text("user", "a")]}, "contents[0]", "a user turn at the end"),
     ({"contents": [text("user", "a"), text("model", "  ")]}, "contents[1]", "a turn without text"),
     ({"contents": [text("model", "a"), text("user", "b")]}, "contents[0]", "a model turn first"),
-    ({"contents": [text("user", "a"), text("user", "b"), text("model", "c")]}, "contents[1]", "a second user turn"),
+    ({"contents": [text("user", "a"), text("user", "b")]}, "contents[0]", "a user turn at the end"),
     ({"contents": [text("system", "a"), text("user", "b"), text("model", "c")]}, "contents[0].role", '"system"'),
     ({"contents": [text("user", "a"), {"role": "model", "parts": [{"text": 5}]}]}, "contents[1].parts[0].text", "5"),
     ({"contents": [text("user", "a"), {"role": "model", "parts": []}]}, "contents[1].parts", "an empty list"),
     ({"contents": [{"parts": [{"text": "a"}]}, *ROW["contents"]]}, "contents[0].role", "no role"),
     (ROW | {"extra": 1}, "extra", "an unknown field"),
-    (ROW | {"systemInstruction": {"parts": [{"text": ""}]}}, "systemInstruction", "no text"),
-    (ROW | {"generationConfig": {"temperature": 1}}, "generationConfig.temperature", "an unknown field"),
+    (ROW | {"systemInstruction": {"parts": [{"text": 1}]}}, "systemInstruction.parts[0]", "an object with text"),
+    (ROW | {"generationConfig": {"warmth": 1}}, "generationConfig.warmth", "an unknown field"),
+    (ROW | {"cachedContent": "x"}, "cachedContent", "an unknown field"),
+    (ROW | {"tools": {"functionDeclarations": [{"name": "f"}, {"name": "f"}]}}, "tools[0].functionDeclarations[1].name",
+     'a second declaration of "f"'),
     (ROW | {"tools": [{"googleSearch": {}}]}, "tools[0].googleSearch", "a hosted tool"),
     ({"messages": [{"role": "user", "content": "a"}]}, "messages[0]", "a user turn at the end"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
-     "messages[1].content", "null"),
+     "messages[1]", "a turn without text"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
      "messages[1].weight", "number 0"),
     ({"input_text": "a"}, "output_text", "null"),
@@ -232,7 +306,7 @@ def test_a_response_must_answer_a_call() -> None:
     call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
     assert "without a call" in fault_of({"contents": [text("user", "a"), response, text("model", "b")]}).seen
     fault = fault_of({"contents": [text("user", "a"), call, response, text("model", "b")]})
-    assert fault.wanted == "a response of f"
+    assert fault.expected == "a response of f"
 
 
 def test_a_call_in_the_middle_must_be_answered() -> None:
@@ -303,4 +377,4 @@ def test_arguments_that_lose_digits_or_nest_too_deep_are_refused() -> None:
         deep = [deep]
     for value, words in ((2**80, "at most 64 bits"), (deep, "flatter")):
         call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"x": value}}}]}
-        assert words in fault_of({"contents": [text("user", "a"), call]}).wanted
+        assert words in fault_of({"contents": [text("user", "a"), call]}).expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import ALL_TARGETS
-from sarto.engine.serving.adapters import AdapterKey
+from sarto.contract.common import BaseWeights, Files
+from sarto.engine.models.adapter_shape import ALL_TARGETS
+from sarto.engine.models.load import load_base
+from sarto.engine.serving.adapter_pool import AdapterKey
 from sarto.engine.serving.engine import Engine, EngineOptions
 from sarto.errors import SartoError
 from sarto.schema.generation import GenerateContentRequest
-from sarto.schema.runs import BaseWeights
 
 
 def make_adapter(
@@ -60,6 +61,10 @@ def request(text: str = "Hello", **config: object) -> GenerateContentRequest:
     return GenerateContentRequest.read({"contents": contents, "generationConfig": settings})
 
 
+FILES = Files(read=[], write=[tempfile.gettempdir()])
+"""Where the bases of tests lie."""
+
+
 class Asker:
     """An engine, its answers gathered by request number."""
 
@@ -69,11 +74,13 @@ class Asker:
         self._chunks: dict[int, list[dict[str, Any]]] = {}
         self._count = 0
 
-    def send(self, base: BaseWeights, asked: GenerateContentRequest, key: AdapterKey | None = None) -> int:
+    def send(
+        self, base: BaseWeights, asked: GenerateContentRequest, key: AdapterKey | None = None, tenant: str = ""
+    ) -> int:
         self._count += 1
         number = self._count
         self._chunks[number] = []
-        self.engine.submit(number, base, key, asked, lambda outcome: self._outcomes.put((number, outcome)))
+        self.engine.submit(number, base, key, asked, lambda outcome: self._outcomes.put((number, outcome)), tenant)
         return number
 
     def wait(self, numbers: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
@@ -97,9 +104,9 @@ class Asker:
         return outcome
 
     def ask(
-        self, base: BaseWeights, asked: GenerateContentRequest, key: AdapterKey | None = None
+        self, base: BaseWeights, asked: GenerateContentRequest, key: AdapterKey | None = None, tenant: str = ""
     ) -> list[dict[str, Any]]:
-        number = self.send(base, asked, key)
+        number = self.send(base, asked, key, tenant)
         return self.wait([number])[number]
 
 

@@ -6,21 +6,23 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from sarto.configuration import Vllm
+from sarto.contract.common import BaseWeights
 from sarto.errors import FailedPrecondition, InvalidArgument, Unavailable
 from sarto.schema.generation import FinishReason, GenerateContentRequest
-from sarto.schema.runs import BaseWeights
 from sarto.serving.generator import Target, collect
-from sarto.serving.vllm import Adapter, VllmGenerator, VllmOptions
-from sarto.serving.vllm_server import VllmServer
-from sarto.serving.worker_client import WorkerGenerator
-from tests.serving.making import make_adapter, request
+from sarto.serving.vllm import generator as vllm
+from sarto.serving.vllm.generator import Adapter, VllmGenerator, VllmOptions
+from sarto.serving.vllm.process import VllmServer
+from sarto.serving.worker.client import WorkerGenerator
+from tests.serving.making import FILES, make_adapter, request
 from tests.tiny import make_tiny_base
 from tests.vllm_server import CALL, KEY, held, vllm_server
 
@@ -34,12 +36,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseWeights:
 async def client(
     folder: Path, address: str, wanted: Sequence[Adapter] = (), server: VllmServer | None = None
 ) -> AsyncIterator[VllmGenerator]:
-    worker = WorkerGenerator(folder, threads=1)
+    worker = WorkerGenerator(folder, threads=1, question_files=FILES)
 
     async def announced() -> Sequence[Adapter]:
         return wanted
 
-    made = VllmGenerator(VllmOptions(address, "tiny", KEY), worker, announced, server)
+    made = VllmGenerator(
+        VllmOptions(Vllm(weights="tiny", address=address, model="tiny"), KEY), worker, announced, server
+    )
     keeping = asyncio.create_task(made.keep())
     try:
         yield made
@@ -69,8 +73,8 @@ def test_base_and_adapter_are_answered_by_token_ids_of_our_own_renderer(tmp_path
         with vllm_server() as (address, _):
             async with client(tmp_path, address, [adapter]) as generator:
                 plain, tuned = Target(base), Target(base, key.folder, key.digest)
-                prompt = await generator._worker.inspect(plain, "prompt", {"contents": request().to_json()["contents"]})
-                count = len(prompt["tokenIds"])
+                prompt = await generator._worker.render_prompt(plain, request())
+                count = len(prompt.token_ids)
                 assert await said(generator, plain, request()) == f"tiny read {count} tokens"
                 whole = await collect(generator.generate(tuned, request(candidateCount=2, maxOutputTokens=2)))
                 assert [c.finish_reason for c in whole.candidates] == [FinishReason.MAX_TOKENS] * 2
@@ -78,6 +82,16 @@ def test_base_and_adapter_are_answered_by_token_ids_of_our_own_renderer(tmp_path
                 assert whole.candidates[1].content.parts[0].text == f"{adapter.name} read {count} "
                 assert whole.usage_metadata is not None
                 assert whole.usage_metadata.total_token_count == count + 4
+
+    asyncio.run(test())
+
+
+def test_vllm_remembers_a_prompt_for_the_tenant_who_asked_it_alone(tmp_path: Path, base: BaseWeights) -> None:
+    async def test() -> None:
+        with vllm_server() as (address, _):
+            async with client(tmp_path, address) as generator:
+                answers = [await said(generator, Target(base, tenant=one), request()) for one in ("a", "b", "a", "")]
+                assert [answer.split()[1] for answer in answers] == ["read", "read", "remembered", "read"]
 
     asyncio.run(test())
 
@@ -117,7 +131,7 @@ def test_an_adapter_that_vllm_refuses_or_is_not_given_is_an_error_with_the_reaso
             async with client(tmp_path, address, [Adapter(key.digest, key.folder)]) as generator:
                 with pytest.raises(FailedPrecondition, match="rank 32 is greater"):
                     await said(generator, Target(base, key.folder, key.digest), request())
-                with pytest.raises(FailedPrecondition, match="not among those"):
+                with pytest.raises(FailedPrecondition, match="not served by vLLM"):
                     await said(generator, Target(base, key.folder, "0" * 64), request())
 
     asyncio.run(test())
@@ -179,9 +193,7 @@ def test_log_probabilities_have_text_and_id_and_leave_out_the_end(
             async with client(tmp_path, address) as generator:
                 asked = request(responseLogprobs=True, **({"logprobs": count} if count else {}))
                 (candidate,) = (await collect(generator.generate(Target(base), asked))).candidates
-                texts = (await generator._worker.inspect(Target(base), "token_texts", {"tokenIds": [7, 10, 11, 12]}))[
-                    "texts"
-                ]
+                texts = await generator._worker.token_texts(Target(base), [7, 10, 11, 12])
                 found = candidate.logprobs_result
                 assert found is not None
                 chosen = [(one.token, one.token_id, one.log_probability) for one in found.chosen_candidates]
@@ -192,13 +204,13 @@ def test_log_probabilities_have_text_and_id_and_leave_out_the_end(
     asyncio.run(test())
 
 
-def test_a_vllm_that_would_ignore_a_grammar_is_refused(tmp_path: Path, base: BaseWeights) -> None:
+def test_a_vllm_that_would_ignore_salts_and_grammars_is_refused(tmp_path: Path, base: BaseWeights) -> None:
     async def test() -> None:
         with vllm_server(version="0.10.2") as (address, _):
             async with client(tmp_path, address) as generator:
-                with pytest.raises(FailedPrecondition, match=r"vLLM 0\.10\.2 cannot .*0\.11 or newer"):
-                    await parts(generator, base, generationConfig={"responseMimeType": "application/json"})
-                assert await said(generator, Target(base), request())
+                for form in ({}, {"responseMimeType": "application/json"}):
+                    with pytest.raises(FailedPrecondition, match=r"vLLM 0\.10\.2 cannot .*0\.11 or newer"):
+                        await parts(generator, base, generationConfig=form)
 
     asyncio.run(test())
 
@@ -241,6 +253,52 @@ def test_a_server_that_is_gone_or_breaks_off_is_unavailable_and_a_caller_that_le
                         process.kill()
                 with pytest.raises(Unavailable, match="does not answer"):
                     await said(generator, Target(base), request())
+
+    asyncio.run(test())
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n", "HTTP 302"),
+        (ANSWER + b"Content-Length: 2\r\n\r\n[]", "as vLLM does"),
+        (ANSWER + b"\r\n" + b"x" * (9 << 20), "answered more than"),
+        (ANSWER + b"Content-Length: 200\r\n\r\n", "does not answer"),
+    ],
+    ids=["redirect", "odd", "huge", "never whole"],
+)
+def test_what_is_no_vllm_is_unavailable_within_the_time_of_a_call(
+    tmp_path: Path, base: BaseWeights, monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str
+) -> None:
+    monkeypatch.setattr(vllm, "CALL_SECONDS", 2.0)
+
+    is_over = asyncio.Event()
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())  # type: ignore[arg-type]
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        with suppress(ConnectionError):
+            while not is_over.is_set():  # drips until the other side has enough
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    async def test() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            async with client(tmp_path, f"http://127.0.0.1:{port}") as generator:
+                with pytest.raises(Unavailable, match=words):
+                    await said(generator, Target(base), request())
+            is_over.set()
+            await asyncio.gather(*serving, return_exceptions=True)
 
     asyncio.run(test())
 

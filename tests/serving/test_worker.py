@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from sarto.contract.common import BaseWeights
 from sarto.errors import InvalidArgument, Unavailable
-from sarto.schema.generation import CountTokensRequest, GenerateContentResponse
-from sarto.schema.runs import BaseWeights
+from sarto.schema.generation import CountTokensRequest, GenerateContentRequest, GenerateContentResponse
 from sarto.serving.generator import Target, collect
-from sarto.serving.worker_client import WorkerGenerator
-from tests.serving.making import make_adapter, request
+from sarto.serving.worker.client import WorkerGenerator
+from sarto.serving.worker.program import MOST_GRAMMARS
+from tests.serving.making import FILES, make_adapter, request
 from tests.tiny import make_tiny_base
 
 
@@ -30,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseWeights:
 
 @asynccontextmanager
 async def worker(folder: Path, **options: int) -> AsyncIterator[WorkerGenerator]:
-    generator = WorkerGenerator(folder, threads=1, dtype="float32", **options)
+    generator = WorkerGenerator(folder, threads=1, dtype="float32", question_files=FILES, **options)
     try:
         yield generator
     finally:
@@ -77,12 +78,12 @@ def test_many_requests_share_one_worker_and_the_others_questions_are_answered(
             row = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
             counted = await generator.count_tokens(plain, CountTokensRequest.read(row))
             assert counted.total_tokens == answers[0].usage_metadata.prompt_token_count  # type: ignore[union-attr]
-            tokens = await generator.inspect(plain, "compute_tokens", row)
-            assert len(tokens["tokenIds"]) == counted.total_tokens
-            metrics = await generator.inspect(None, "metrics", {})
-            assert metrics["bases"][0]["adapters"]["resident"] == 1
-            with pytest.raises(InvalidArgument, match="knows no question"):
-                await generator.inspect(None, "nonsense", {})
+            tokens = await generator.compute_tokens(plain, CountTokensRequest.read(row))
+            assert len(tokens.ids) == len(tokens.texts) == counted.total_tokens
+            metrics = await generator.metrics()
+            assert metrics is not None and metrics["bases"][0]["adapters"]["resident"] == 1
+            with pytest.raises(InvalidArgument, match="has no call"):
+                await generator._query(None, "nonsense", {})
             with pytest.raises(InvalidArgument, match="temperature"):
                 await collect(generator.generate(plain, request(temperature=9)))
 
@@ -96,8 +97,8 @@ def test_closing_a_stream_frees_its_place_for_the_next(tmp_path: Path, base: Bas
                 async for _ in stream:
                     break
             await collect(generator.generate(Target(base), request()))
-            metrics = (await generator.inspect(None, "metrics", {}))["bases"][0]
-            assert metrics["generatedTokens"] < 1900
+            metrics = await generator.metrics()
+            assert metrics is not None and metrics["bases"][0]["generatedTokens"] < 1900
 
     run(test)
 
@@ -136,7 +137,7 @@ def test_close_ends_the_worker_at_once_and_what_it_was_doing(tmp_path: Path, bas
                 async for _ in stream:
                     pass
             with pytest.raises(Unavailable, match="stopping"):
-                await generator.inspect(None, "metrics", {})
+                await generator.machine_speed(Target(base), 1)
 
     run(test)
 
@@ -146,11 +147,11 @@ def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
         """
         import asyncio, sys
         from pathlib import Path
-        from sarto.serving.worker_client import WorkerGenerator
+        from sarto.serving.worker.client import WorkerGenerator
 
         async def main():
             generator = WorkerGenerator(Path(sys.argv[1]), threads=1)
-            await generator.inspect(None, "metrics", {})
+            await generator._query(None, "metrics", {})
             print(generator.pid, flush=True)
             await asyncio.sleep(60)
 
@@ -166,5 +167,44 @@ def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 
 def test_the_doorway_loads_no_torch() -> None:
-    check = "import sarto.serving.worker_client, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    check = "import sarto.serving.worker.client, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_questions_about_the_machine_hold_no_answer_up(tmp_path: Path, base: BaseWeights) -> None:
+    """They stood in the queue of requests, and measuring took seconds: forty of one caller held all answers up for
+    minutes."""
+
+    async def test() -> None:
+        async with worker(tmp_path) as generator:
+            await collect(generator.generate(Target(base), request(maxOutputTokens=1)))
+            asked = [asyncio.ensure_future(generator.machine_speed(Target(base), 1)) for _ in range(40)]
+            began = asyncio.get_running_loop().time()
+            await collect(generator.generate(Target(base), request(maxOutputTokens=1)))
+            assert asyncio.get_running_loop().time() - began < 10
+            measured = [found["flops_per_second"] for found in await asyncio.gather(*asked)]
+            assert len(set(measured)) == 1, "it is measured once"
+
+    run(test)
+
+
+def test_requests_with_schemas_take_turns_and_make_room_however_they_end(tmp_path: Path, base: BaseWeights) -> None:
+    def with_schema(number: int, most: int) -> GenerateContentRequest:
+        schema = {"type": "object", "properties": {f"p{number}": {"type": "string"}}, "required": [f"p{number}"]}
+        return request(responseMimeType="application/json", responseSchema=schema, maxOutputTokens=most)
+
+    async def test() -> None:
+        alpha, beta = Target(base, tenant="alpha"), Target(base, tenant="beta")
+        async with worker(tmp_path) as generator:
+            many = [
+                asyncio.ensure_future(collect(generator.generate(alpha, with_schema(number, 1900))))
+                for number in range(2 * MOST_GRAMMARS)
+            ]
+            await collect(generator.generate(beta, with_schema(0, 1)))
+            for one in many:
+                one.cancel()
+            await asyncio.gather(*many, return_exceptions=True)
+            again = [collect(generator.generate(alpha, with_schema(number, 1))) for number in range(2 * MOST_GRAMMARS)]
+            assert len(await asyncio.gather(*again)) == 2 * MOST_GRAMMARS
+
+    run(test)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sarto.storage.buckets import Buckets
-from sarto.storage.database import Database
-from sarto.storage.key_material import KeyMaterial
-from sarto.storage.keys import KeyService
-from sarto.storage.master_key import read_master
-from sarto.storage.private import PrivateFolder
-from sarto.storage.sealer import Sealer
-from sarto.storage.tables import metadata
+from sarto.storage.buckets.store import Buckets
+from sarto.storage.database.database import Database
+from sarto.storage.database.tables import metadata
+from sarto.storage.encryption.key_service import KeyService
+from sarto.storage.encryption.keyset_store import KeyMaterial
+from sarto.storage.encryption.master_key import read_master
+from sarto.storage.encryption.scratch_folder import PrivateFolder
+from sarto.storage.encryption.sealer import Sealer
 from tests.control.conftest import postgres, postgres_url
 
 __all__ = ["postgres", "postgres_url"]

@@ -8,8 +8,8 @@ import pytest
 
 from sarto.errors import FailedPrecondition
 from sarto.storage.data_folder import claim
-from sarto.storage.database import Database
-from sarto.storage.migrations import upgrade
+from sarto.storage.database.database import Database
+from sarto.storage.database.migrations import upgrade
 
 
 def opened(home: Path, url: str = "") -> Database:
@@ -55,3 +55,16 @@ def test_a_home_from_before_folders_had_ids_gets_one(tmp_path: Path) -> None:
     for _ in range(2):
         claim(database, tmp_path)
     database.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_folder_that_was_moved_goes_on(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> None:
+    url = request.getfixturevalue("postgres_url") if database == "postgresql" else f"sqlite:///{tmp_path / 'rows.db'}"
+    there = opened(tmp_path / "before", url)
+    claim(there, tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    claim(there, tmp_path / "after")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FailedPrecondition, match=f"was last at {tmp_path / 'after'}"):
+        claim(there, tmp_path / "other")
+    there.close()

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from sarto.conversations.examples import parse_line
 from sarto.errors import PermissionDenied
 from sarto.samples import FILES, install_samples
-from sarto.schema.examples import parse_line
-from sarto.storage.buckets import Buckets
-
-from .conftest import OWNER
+from sarto.storage.buckets.store import Buckets
+from tests.storage.conftest import OWNER
 
 ROOT = "gs://cloud-samples-data/ai-platform/generative_ai"
 

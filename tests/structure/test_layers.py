@@ -9,38 +9,53 @@ import pytest
 
 from tests.structure.sources import imports, modules
 
-WORDS = ("sarto.failpoints", "sarto.wording", "sarto.names", "sarto.errors", "sarto.catalog", "sarto.schema")
+WORDS = (
+    "sarto.names",
+    "sarto.errors",
+    "sarto.plurals",
+    "sarto.catalog",
+    "sarto.system",
+    "sarto.contract",
+    "sarto.conversations",
+    "sarto.schema",
+)
 WIRE_OF_CONTROL = ("tuning_jobs", "models")
 """Schema files that the engine must not know: it speaks the run contract."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sarto.names": ("sarto.errors",),
     "sarto.errors": (),
-    "sarto.failpoints": (),
-    "sarto.wording": (),
-    "sarto.settings": ("sarto.errors",),
+    "sarto.plurals": (),
+    "sarto.configuration": ("sarto.errors",),
+    "sarto.settings": ("sarto.errors", "sarto.configuration"),
+    "sarto.system": ("sarto.errors", "sarto.system"),
+    "sarto.conversations": (
+        "sarto.errors",
+        "sarto.plurals",
+        "sarto.conversations",
+        "sarto.schema.generation",
+        "sarto.schema.wire",
+    ),
+    "sarto.contract": ("sarto.errors", "sarto.system", "sarto.contract"),
     "sarto.schema": ("sarto.schema", "sarto.errors", "sarto.names"),
-    "sarto.catalog": ("sarto.errors", "sarto.schema.runs"),
-    "sarto.certificates": ("sarto.errors",),
-    "sarto.secrecy": (),
+    "sarto.catalog": ("sarto.errors", "sarto.contract"),
     "sarto.storage": (*WORDS, "sarto.storage"),
     "sarto.samples": (*WORDS, "sarto.storage"),
-    "sarto.control": (*WORDS, "sarto.storage", "sarto.control"),
-    "sarto.engine": (*WORDS, "sarto.secrecy", "sarto.engine"),
-    "sarto.serving": (*WORDS, "sarto.secrecy", "sarto.storage", "sarto.serving"),
-    "sarto.api": (*WORDS, "sarto.storage", "sarto.control", "sarto.serving", "sarto.certificates", "sarto.api"),
-    "sarto.key_assembly": ("sarto.settings", "sarto.storage", "sarto.control"),
-    "sarto.app": ("sarto",),
+    "sarto.control": (*WORDS, "sarto.configuration", "sarto.storage", "sarto.control"),
+    "sarto.engine": (*WORDS, "sarto.engine"),
+    "sarto.serving": (*WORDS, "sarto.configuration", "sarto.storage", "sarto.serving"),
+    "sarto.api": (*WORDS, "sarto.storage", "sarto.control", "sarto.serving", "sarto.api"),
+    "sarto.assembly": ("sarto",),
     "sarto.cli": ("sarto",),
 }
 ALSO: dict[str, tuple[str, ...]] = {
-    "sarto.engine.run": ("sarto.settings",),
-    "sarto.engine.outside": ("sarto.storage.growing",),
-    "sarto.serving.worker": ("sarto.engine",),
-    "sarto.serving.vllm_pieces": ("sarto.engine.serving.reply",),
+    "sarto.engine.programs.tune": ("sarto.settings",),
+    "sarto.serving.worker.program": ("sarto.engine",),
+    "sarto.serving.preparation.program": ("sarto.engine",),
+    "sarto.serving.vllm.stream": ("sarto.engine.serving.reply_parser",),
 }
 ABOVE_IN_ENGINE = ("tuning", "serving", "evaluation")
-BELOW_IN_ENGINE = ("data", "ops", "families")
+BELOW_IN_ENGINE = ("rendering", "dataset", "dataset_report", "ops", "models", "weights")
 
 
 def under(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""A module ends at 400 lines, a function at 60, and a module says what it is for."""
+"""A module ends at 600 lines, a function at 60, and a module says what it is for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from tests.structure.sources import modules, tree
 
-MODULE_LINES, FUNCTION_LINES = 400, 60
-MIGRATIONS = "sarto.storage.migrations.versions."
+MODULE_LINES, FUNCTION_LINES = 600, 60
+MIGRATIONS = "sarto.storage.database.migrations.versions."
 """Lists of tables, made by a program and never changed again: only their docstring is looked at."""
 
 

@@ -1,3 +1,3 @@
-"""HTTP in, HTTP out. Read `routes` (every URL), `routing` and `http` (how a request becomes a message and an error a
-body), then one file per noun; `gcs*` is the storage API, `openai` the other dialect, `grpc_bridge` the other transport.
-"""
+"""HTTP handlers. Read `routes` (every URL), then `http.routing`, `http.requests` and `http.responses` (from a request
+to a message, and from an error to a body). Each folder is one API: `vertex`, `gcs`, `iam`, `openai`; `http.grpc_bridge`
+is gRPC."""

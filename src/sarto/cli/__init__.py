@@ -1,11 +1,11 @@
-"""`sarto …`: `serve` and `models pull` work on this machine; everything else is a client of the API like any other.
+"""`sarto …`: `serve` and `models pull` work on this machine; every other command is a client of the API.
 
-Read `program` (the commands and how errors end), then `client` (where, who, requests), then one file per noun.
+Read `program` (commands and error exits), then `client` (server, caller, requests), then one module per noun.
 """
 
 from __future__ import annotations
 
-from sarto.secrecy import keep_memory_private
+from sarto.system.process import keep_memory_private
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`sarto backup` and `sarto restore`: a whole home, saved while its service runs, and made again elsewhere."""
+"""`sarto backup` and `sarto restore`: a whole home, saved while its service runs, and restored elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Home = Annotated[Path | None, typer.Option(help="Folder of everything; default S
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.", metavar="DIR")],
+    target: Annotated[Path, typer.Argument(help="Folder to create; it must not exist.", metavar="DIR")],
     home: Home = None,
 ) -> None:
     """Copy the whole home into a new folder, also while the service runs. Base weights are not part of it."""
@@ -34,10 +34,10 @@ def backup(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(help="Folder that `sarto backup` made.", metavar="DIR")],
+    source: Annotated[Path, typer.Argument(help="Folder of `sarto backup`.", metavar="DIR")],
     home: Home = None,
 ) -> None:
-    """Make a home from a backup. The home must be empty; every file is checked against the backup's list."""
-    place = (home or settings_.default_home()).expanduser().absolute()
-    backup_.restore(source.expanduser().absolute(), place)
-    output.console().print(f"Restored to {place}. Start it with: sarto serve --home {place}")
+    """Create a home from a backup. The home must be empty; every file is checked against the backup's list."""
+    folder = (home or settings_.default_home()).expanduser().absolute()
+    backup_.restore(source.expanduser().absolute(), folder)
+    output.console().print(f"Restored to {folder}. Start it with: sarto serve --home {folder}")

@@ -1,4 +1,4 @@
-"""`sarto chat`: talk to a tuned model, an endpoint or a base model; answers stream as they are produced."""
+"""`sarto chat`: chat with a tuned model, an endpoint or a base model; replies are streamed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def chat(
     system: Annotated[str, typer.Option("--system", help="System instruction.")] = "",
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.", min=0, max=2)] = None,
     max_output_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed generates the same answer.")] = None,
 ) -> None:
-    """Talk to a model. With PROMPT, print its answer and end; else converse until an empty line or Ctrl-D."""
+    """Chat with a model. With PROMPT, print its reply and end; else continue until an empty line or Ctrl-D."""
     numbers = {"temperature": temperature, "maxOutputTokens": max_output_tokens, "seed": seed}
     body: dict[str, Any] = {
         "generationConfig": {key: value for key, value in numbers.items() if value is not None},
@@ -53,7 +53,7 @@ def target(api: Client, model: str) -> str:
 
 
 def say(api: Client, name: str, body: dict[str, Any], text: str) -> None:
-    """Send one more user turn, print the answer as it comes, and keep both turns in `body`."""
+    """Send one more user turn, print the reply as it streams, and append both turns to `body`."""
     body["contents"].append({"role": "user", "parts": [{"text": text}]})
     answer = ""
     for event in api.events(f"/v1/{name}:streamGenerateContent", body):
@@ -67,7 +67,7 @@ def say(api: Client, name: str, body: dict[str, Any], text: str) -> None:
 
 
 def lines() -> Iterator[str]:
-    """What the user types, until an empty line or the end of input."""
+    """The lines that the user types, until an empty line or the end of input."""
     out = output.messages()
     while True:
         try:

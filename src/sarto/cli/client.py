@@ -1,6 +1,6 @@
-"""A client of the API over HTTP: where the server is, who is calling, requests, streams, uploads of local files.
+"""A client of the API over HTTP: the server's address, the caller, requests, streams, uploads of local files.
 
-Knows no command and prints nothing. Used by every command but `serve`, and by nothing else.
+Prints nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REFRESH_SECONDS = 60
 
 
 class ApiError(SartoError):
-    """What the server answered instead of a result; `status` and `http_status` are the server's."""
+    """An error response of the server; `status` and `http_status` are the server's."""
 
     def __init__(self, http_status: int, status: str, message: str, details: list[dict[str, Any]]) -> None:
         super().__init__(message, details)
@@ -35,7 +35,7 @@ class ApiError(SartoError):
 
     @property
     def violations(self) -> list[tuple[str, str]]:
-        """(field, description) of every fault the server found in the request."""
+        """(field, description) of every fault in the request."""
         rows = [
             row for detail in self.details if detail.get("@type") == BAD_REQUEST for row in detail["fieldViolations"]
         ]
@@ -54,7 +54,7 @@ class Key:
 
     @classmethod
     def read(cls, path: Path) -> Key:
-        """Raises FailedPrecondition when there is no file and InvalidArgument when it is not a key."""
+        """Read a key file. Raises FailedPrecondition when there is no file and InvalidArgument when it is not a key."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(
@@ -66,7 +66,7 @@ class Key:
                 "set GOOGLE_APPLICATION_CREDENTIALS to use another."
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise InvalidArgument(f"{path} is not a service account key file") from None
+            raise InvalidArgument(f"{path} is not a service account key file.") from None
 
     def assertion(self, now: int) -> str:
         claims = {"iss": self.email, "sub": self.email, "aud": self.token_uri, "scope": SCOPE}
@@ -76,7 +76,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where and who. `project` may be empty: then it is the key's."""
+    """The server and the caller. `project` may be empty: then it is the key's."""
 
     url: str
     key_file: Path
@@ -113,7 +113,7 @@ class Client:
         return f"projects/{self.project}/locations/{self.connection.location}"
 
     def token(self) -> str:
-        """An access token by the JWT-bearer grant at the key's `token_uri`; fetched anew shortly before it ends."""
+        """An access token by the JWT-bearer grant at the key's `token_uri`; renewed shortly before it expires."""
         if time.monotonic() < self._token_until:
             return self._token
         form = {"grant_type": GRANT, "assertion": self.key.assertion(int(time.time()))}
@@ -138,16 +138,16 @@ class Client:
         return self.request("DELETE", path)
 
     def text(self, path: str, **params: str | int) -> str:
-        """An answer that is not JSON."""
+        """A response that is not JSON."""
         return self._answer("GET", path, params=params).text
 
     def request(self, method: str, path: str, **how: Any) -> Any:
-        """The answer's JSON."""
+        """The response's JSON."""
         answer = self._answer(method, path, **how)
         return answer.json() if answer.content else {}
 
     def _answer(self, method: str, path: str, **how: Any) -> httpx.Response:
-        """Raises ApiError with the server's words, Unavailable when nobody answers."""
+        """The response. Raises ApiError with the server's message, Unavailable when there is no response."""
         try:
             answer = self.http.request(method, path, headers=self._headers(how.pop("headers", None)), **how)
         except httpx.TransportError as error:
@@ -172,7 +172,7 @@ class Client:
         return rows[:limit]
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Server-sent events of a streaming method, as they come. Closing the iterator ends the request."""
+        """Server-sent events of a streaming method, as they arrive. Closing the iterator ends the request."""
         try:
             with self.http.stream(
                 "POST", path, headers=self._headers(), json=dict(body), params={"alt": "sse"}
@@ -189,8 +189,8 @@ class Client:
         except httpx.TransportError as error:
             raise _unreachable(self.connection.url, error) from None
 
-    def told(self, path: str, **params: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Kind and data of what a server tells as it happens; ends when the server ends it."""
+    def event_stream(self, path: str, **params: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Kind and data of the server's events as they occur; ends when the server ends the stream."""
         headers = self._headers({"Accept": "text/event-stream"})
         try:
             with self.http.stream("GET", path, headers=headers, params=params) as answer:
@@ -207,8 +207,8 @@ class Client:
             raise _unreachable(self.connection.url, error) from None
 
     def dataset(self, file: str, kms_key: str = "") -> str:
-        """The `gs://` URI of a dataset: as given, or of the local file, uploaded unless it is there. With a customer
-        key the bucket is another one, sealed under it."""
+        """The `gs://` URI of a dataset: the argument, or that of the local file, which is uploaded unless it exists.
+        With a customer key the bucket is another one, encrypted under it."""
         if file.startswith("gs://"):
             return file
         path = Path(file)
@@ -218,12 +218,12 @@ class Client:
         except OSError as error:
             raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
         bucket, name = f"{self.project}-datasets", f"{digest[:16]}/{path.name}"
-        made: dict[str, Any] = {"name": bucket}
+        body: dict[str, Any] = {"name": bucket}
         if kms_key:
-            made["name"] = bucket = f"{bucket}-{hashlib.sha256(kms_key.encode()).hexdigest()[:16]}"
-            made |= {"location": self.connection.location, "encryption": {"defaultKmsKeyName": kms_key}}
+            body["name"] = bucket = f"{bucket}-{hashlib.sha256(kms_key.encode()).hexdigest()[:16]}"
+            body |= {"location": self.connection.location, "encryption": {"defaultKmsKeyName": kms_key}}
         if self._is_missing(f"/storage/v1/b/{bucket}"):
-            self.post("/storage/v1/b", made, project=self.project)
+            self.post("/storage/v1/b", body, project=self.project)
         if self._is_missing(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"):
             with path.open("rb") as content:
                 self.request(

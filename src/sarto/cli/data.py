@@ -1,4 +1,4 @@
-"""`sarto data …`: what a dataset holds before a second is spent on it: the data report, and the mask proof of a row."""
+"""`sarto data …`: the data report of a dataset before training, and the mask proof of a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import typer
 from rich.text import Text
 
 from sarto.cli import output
-from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson, BaseModel, client
+from sarto.cli.options import (
+    DEFAULT_BASE_MODEL,
+    DEFAULT_METHOD,
+    AsJson,
+    BaseModel,
+    Method,
+    TuningModeOption,
+    client,
+    method_row,
+    tuning_mode_name,
+)
 from sarto.errors import FailedPrecondition
 
 app = typer.Typer(help="Datasets: check a file, show a row as training sees it.", no_args_is_help=True)
@@ -24,23 +34,27 @@ def check(
     context: typer.Context,
     file: File,
     validation: Validation = "",
+    method: Method = DEFAULT_METHOD,
     model: BaseModel = DEFAULT_BASE_MODEL,
+    tuning_mode: TuningModeOption = "adapter",
     as_json: AsJson = False,
 ) -> None:
-    """The data report: counts, lengths, faults, duplicates, overlap, forecast, and the values Sarto would choose.
+    """The data report: counts, lengths, faults, duplicates, overlap, forecast, and the automatic values.
 
     Exit status 1 if a tuning job would refuse the data."""
     with client(context) as api:
-        body = {"baseModel": model, "trainingDatasetUri": api.dataset(file)}
+        body = {"baseModel": model, "method": method_row(method).client_name, "trainingDatasetUri": api.dataset(file)}
         if validation:
             body["validationDatasetUri"] = api.dataset(validation)
+        if tuning_mode != "adapter":
+            body["tuningMode"] = tuning_mode_name(tuning_mode)
         report = api.post(f"/v1/{api.parent}:checkDataset", body)
     if as_json:
         output.print_json(report)
     else:
         print_report(report)
     if not report["isUsable"]:
-        raise FailedPrecondition("A tuning job would refuse this data; the rows above say why.")
+        raise FailedPrecondition("A tuning job would refuse this data; the faults are listed above.")
 
 
 @app.command()
@@ -48,12 +62,14 @@ def show(
     context: typer.Context,
     file: File,
     row: Annotated[int, typer.Option("--row", help="Line of the file, counted from 1.", min=1)] = 1,
+    method: Method = DEFAULT_METHOD,
     model: BaseModel = DEFAULT_BASE_MODEL,
     as_json: AsJson = False,
 ) -> None:
-    """The mask proof: a row as training renders it, token by token; what is learned is on green."""
+    """The mask proof: a row as training renders it, token by token; learned tokens are green."""
     with client(context) as api:
-        body = {"baseModel": model, "trainingDatasetUri": api.dataset(file), "row": row}
+        named = {"baseModel": model, "method": method_row(method).client_name}
+        body = {**named, "trainingDatasetUri": api.dataset(file), "row": row}
         proof = api.post(f"/v1/{api.parent}:showExample", body)
     if as_json:
         output.print_json(proof)
@@ -62,7 +78,7 @@ def show(
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """The parts of a data report that a person decides by; `--json` has the rest."""
+    """The main parts of a data report; `--json` prints all of it."""
     output.print_facts(dataset_facts(report["dataset"]) | run_facts(report))
     if "validation" in report:
         output.print_facts({"": "", **dataset_facts(report["validation"])})
@@ -80,6 +96,7 @@ def dataset_facts(dataset: Mapping[str, Any]) -> dict[str, str]:
     def counted(name: str) -> str:
         return ", ".join(f"{key} {count:,}" for key, count in (dataset[name] or {}).items())
 
+    pairs = dataset.get("pairs") or {}
     return {
         "Data": dataset["uri"],
         "Rows": f"{dataset['rows']:,}, of which {dataset['usedRows']:,} can be used",
@@ -87,23 +104,31 @@ def dataset_facts(dataset: Mapping[str, Any]) -> dict[str, str]:
         "Turns": counted("roles"),
         "Languages": counted("languages"),
         "Labels": counted("labels"),
+        "Completions": f"preferred {pairs['meanChosenTokens']:g} tokens on average, others"
+        f" {pairs['meanRejectedTokens']:g}; the preferred one is shorter in {pairs['chosenIsShorter']:.0%} of the rows"
+        if pairs
+        else "",
     }
 
 
 def run_facts(report: Mapping[str, Any]) -> dict[str, str]:
-    """Lengths, what Sarto would choose and why, and what it would cost."""
+    """Lengths, the automatic values with reasons, and the forecast."""
     chosen, forecast, statistics = report["automatic"], report["forecast"], report["statistics"]
+    trained = f"adapter size {chosen['rank']}" if chosen["rank"] else "all weights"
     facts = {
         "Input tokens": spread(statistics["inputTokens"]),
         "Output tokens": spread(statistics["outputTokens"]),
         "Would choose": f"{chosen['epochCount']} epochs, batches of {chosen['batchSize']}, "
-        f"learning rate {chosen['learningRate']:g}, adapter size {chosen['rank']}",
+        f"learning rate {chosen['learningRate']:g}, {trained}"
+        + (f", beta {chosen['beta']:g}" if chosen.get("beta") is not None else ""),
         "Because": "; ".join(chosen["reasons"].values()),
         "Forecast": f"{forecast['steps']:,} steps, {forecast['tokens']:,} tokens",
     }
     if "seconds" in forecast:
         memory = f"{forecast['peakMemoryBytes'] / 2**30:.1f} GiB"
         facts["Forecast"] += f", about {output.duration(forecast['seconds'])} and {memory} on the server's machine"
+        if runs := forecast["correction"]["runs"]:
+            facts["Forecast"] += f", corrected by the last {'job' if runs == 1 else f'{runs} jobs'} there"
     return facts
 
 
@@ -113,8 +138,8 @@ def spread(distribution: Mapping[str, Any]) -> str:
 
 
 def fault_text(fault: Mapping[str, Any]) -> str:
-    place = f"line {fault['line']}" + (f", {fault['path']}" if fault["path"] else "")
-    return f"{place}: {fault['seen']}; wanted {fault['wanted']}" + (f"; {fault['fix']}" if fault["fix"] else "")
+    where = f"line {fault['line']}" + (f", {fault['path']}" if fault["path"] else "")
+    return f"{where}: {fault['seen']}; wanted {fault['wanted']}" + (f"; {fault['fix']}" if fault["fix"] else "")
 
 
 def print_proof(proof: Mapping[str, Any]) -> None:
@@ -136,7 +161,7 @@ def print_proof(proof: Mapping[str, Any]) -> None:
 
 
 def masked(tokens: list[dict[str, Any]]) -> Text:
-    """Token texts one after the other, a thin bar after each; learned ones on green."""
+    """Token texts in order, with a thin bar after each; learned ones are green."""
     text = Text()
     for token in tokens:
         for piece in pieces(token["text"]):

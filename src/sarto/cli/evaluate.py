@@ -13,14 +13,14 @@ from sarto.cli import output
 from sarto.cli.chat import target
 from sarto.cli.client import ApiError, Client
 from sarto.cli.options import AsJson, client, resource
-from sarto.engine.evaluation.asking import Generate, answer_rows
-from sarto.engine.evaluation.export import report_json, report_lines
-from sarto.engine.evaluation.page import report_page
-from sarto.engine.evaluation.report import TITLES, System, build_report
+from sarto.engine.evaluation.generate import Generate, answer_rows
+from sarto.engine.evaluation.report.files import report_json, report_lines
+from sarto.engine.evaluation.report.html_page import report_page
+from sarto.engine.evaluation.report.report import TITLES, System, build_report
 from sarto.engine.evaluation.rows import default_generation_config, read_rows
 from sarto.errors import BY_CODE, FailedPrecondition, Internal, InvalidArgument
+from sarto.plurals import row_count
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse
-from sarto.wording import row_count
 
 CONCURRENCY = 8
 KINDS = {kind.status: kind for kind in BY_CODE.values()}
@@ -36,19 +36,19 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Local JSONL file of rows to ask the models.", exists=True)
+        Path | None, typer.Option("--data", help="Local JSONL file of rows that the models answer.", exists=True)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="With --data: rows at most.", min=1)] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.", metavar="FILE")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="With --data: every row and answer.", metavar="FILE")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the evaluation of a job, or compare models on a file: the first one is what the others are compared with."""
+    """Show the evaluation of a job, or compare models on a file: the others are compared with the first one."""
     with client(context) as api:
         if data is not None:
             report = _compare(api, subject, data, limit, html, jsonl)
         elif len(subject) > 1 or jsonl or limit:
-            raise InvalidArgument("several models, --jsonl and --limit need --data, the file of rows to ask")
+            raise InvalidArgument("Several models, --jsonl and --limit need --data, a file of rows.")
         else:
             name = resource(api, "tuningJobs", subject[0])
             report = api.get(f"/v1/{name}/evaluation")
@@ -61,15 +61,17 @@ def evaluate(
 
 
 def show(report: dict[str, Any]) -> None:
-    """One line a model, then what it means."""
+    """One line per model, then the findings."""
     metrics = report["metrics"]
-    columns = ("MODEL", "LOSS", "TOKENS RIGHT", *(TITLES.get(name, name).upper() for name in metrics))
+    learned_pairs = any(system.get("preference") for system in report["systems"])
+    accuracy = "PREFERRED" if learned_pairs else "TOKENS RIGHT"
+    columns = ("MODEL", "LOSS", accuracy, *(TITLES.get(name, name).upper() for name in metrics))
     rows = []
     for system in report["systems"]:
-        row = {"MODEL": system["name"], "LOSS": _number(system["validationLoss"]),
-               "TOKENS RIGHT": _number(system["tokenAccuracy"])}  # fmt: skip
-        found = {metric["metric"]: metric for metric in system["metrics"]}
-        row |= {TITLES.get(name, name).upper(): _metric(found.get(name)) for name in metrics}
+        row = {"MODEL": system["name"], "LOSS": _number(system["validationLoss"])}
+        row[accuracy] = _metric(system["preference"]) if learned_pairs else _number(system["tokenAccuracy"])
+        by_name = {metric["metric"]: metric for metric in system["metrics"]}
+        row |= {TITLES.get(name, name).upper(): _metric(by_name.get(name)) for name in metrics}
         rows.append(row)
     output.print_rows(rows, columns, "Nothing was evaluated.")
     facts = {"Rows": str(report["rows"])}
@@ -100,8 +102,8 @@ def _compare(
     systems = []
     for model in dict.fromkeys(models):
         output.messages().print(f"{row_count(len(rows))} to {model} …", style="dim")
-        asked = answer_rows(rows, _asking(api, target(api, model)), config=config, concurrency=CONCURRENCY)
-        systems.append(System(model, asyncio.run(asked)))
+        answers = answer_rows(rows, _asking(api, target(api, model)), config=config, concurrency=CONCURRENCY)
+        systems.append(System(model, asyncio.run(answers)))
     for system in systems:
         if all(answer.error for answer in system.answers):
             message = (system.answers[0].error or {}).get("message", "")
@@ -112,8 +114,8 @@ def _compare(
         html.write_text(report_page(report), encoding="utf-8")
     if jsonl:
         jsonl.write_bytes(b"".join(report_lines(report, rows, systems)))
-    found: dict[str, Any] = json.loads(json.dumps(report_json(report)))
-    return found
+    comparison: dict[str, Any] = json.loads(json.dumps(report_json(report)))
+    return comparison
 
 
 def _asking(api: Client, name: str) -> Generate:
@@ -131,9 +133,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _metric(found: dict[str, Any] | None) -> str:
-    """Mean with its interval."""
-    if found is None:
+def _metric(metric: dict[str, Any] | None) -> str:
+    """The mean with its interval."""
+    if metric is None:
         return ""
-    limits = found["interval"]
-    return f"{found['mean']:.3f}" + (f" ({limits['low']:.3f} to {limits['high']:.3f})" if limits else "")
+    limits = metric["interval"]
+    return f"{metric['mean']:.3f}" + (f" ({limits['low']:.3f} to {limits['high']:.3f})" if limits else "")

@@ -1,4 +1,4 @@
-"""`sarto models export` and `show`: a tuned model's files in a bucket, and what is known of it."""
+"""`sarto models export` and `show`: export a tuned model to a bucket, and show its facts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def export(
     context: typer.Context,
     name: Name,
     to: Annotated[str, typer.Option("--to", help="Where to: gs://BUCKET/PATH.")],
-    format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.MERGED,
+    format: Annotated[Format, typer.Option("--format", help="Format of the export.")] = Format.MERGED,
     checkpoint: Annotated[str, typer.Option(help="Another checkpoint than the default one.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -36,28 +36,28 @@ def export(
     if checkpoint:
         body["checkpointId"] = checkpoint
     with client(context) as api:
-        made = api.post(f"/v1/{resource(api, 'models', name)}:export", body)
-        said = ""
-        while not made.get("done"):
-            message = made["metadata"].get("progressMessage", "Waiting for its turn.")
-            if message != said:
+        operation = api.post(f"/v1/{resource(api, 'models', name)}:export", body)
+        shown = ""
+        while not operation.get("done"):
+            message = operation["metadata"].get("progressMessage", "Waiting for its turn.")
+            if message != shown:
                 output.messages().print(Text(message))
-                said = message
-            made = api.post(f"/v1/{made['name']}:wait", {"timeout": "1s"})
-    if "error" in made:
-        raise FailedPrecondition(made["error"]["message"])
+                shown = message
+            operation = api.post(f"/v1/{operation['name']}:wait", {"timeout": "1s"})
+    if "error" in operation:
+        raise FailedPrecondition(operation["error"]["message"])
     if as_json:
-        output.print_json(made)
+        output.print_json(operation)
         return
-    compared = made["metadata"]["comparison"]
-    print(made["metadata"]["outputInfo"]["artifactOutputUri"])
+    compared = operation["metadata"]["comparison"]
+    print(operation["metadata"]["outputInfo"]["artifactOutputUri"])
     output.messages().print(
         f"Compared with the served model on {compared['rows']} rows: {compared['mean_kl_nats']:.2g} nats a token apart."
     )
 
 
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """One tuned model: lineage, checkpoints, and how serving compared with training for each."""
+    """Show one tuned model: lineage, checkpoints, and the difference of serving from training for each."""
     with client(context) as api:
         model = api.get(f"/v1/{resource(api, 'models', name)}")
     if as_json:
@@ -71,9 +71,9 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         "Tuning job": metadata.get("tuningJob", ""),
         "Default checkpoint": model.get("defaultCheckpointId", ""),
     }
-    for checkpoint, found in sorted(metadata.get("parityCertificates", {}).items()):
+    for checkpoint, certificate in sorted(metadata.get("parityCertificates", {}).items()):
         facts[f"Parity of {checkpoint}"] = (
-            f"{found['meanKlNats']:.2g} nats a token over {found['replyTokens']} tokens "
-            f"({found['klToleranceNats']:.2g} allowed, {found['precision']})"
+            f"{certificate['meanKlNats']:.2g} nats a token over {certificate['replyTokens']} tokens "
+            f"({certificate['klToleranceNats']:.2g} allowed, {certificate['precision']})"
         )
     output.print_facts(facts)

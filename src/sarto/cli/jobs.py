@@ -10,9 +10,21 @@ from rich.text import Text
 
 from sarto.cli import output, progress
 from sarto.cli.client import Client
-from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson, BaseModel, Limit, client, resource
+from sarto.cli.options import (
+    DEFAULT_BASE_MODEL,
+    DEFAULT_METHOD,
+    AsJson,
+    BaseModel,
+    Limit,
+    Method,
+    TuningModeOption,
+    client,
+    method_row,
+    resource,
+    tuning_mode_name,
+)
 from sarto.errors import FailedPrecondition, InvalidArgument
-from sarto.schema.tuning_jobs import RANKS, AdapterSize
+from sarto.schema.tuning_jobs import RANKS, AdapterSize, spec_of
 
 app = typer.Typer(help="Tuning jobs: list, describe, watch, cancel.", no_args_is_help=True)
 Job = Annotated[str, typer.Argument(help="Job id, or its full resource name.")]
@@ -24,9 +36,14 @@ def tune(
     context: typer.Context,
     training: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data: a local JSONL file, or gs://….")],
     validation: Annotated[str, typer.Option("--validation", help="Validation data: a file, or gs://….")] = "",
+    method: Method = DEFAULT_METHOD,
+    beta: Annotated[
+        float | None, typer.Option(help="Preference tuning: how strongly the model is held to the one it began as.")
+    ] = None,
     model: BaseModel = DEFAULT_BASE_MODEL,
     name: Annotated[str, typer.Option("--name", help="Display name of the tuned model.")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; unset lets the service choose.")] = None,
+    tuning_mode: TuningModeOption = "adapter",
     adapter_size: Annotated[int | None, typer.Option(help="LoRA rank: 1, 2, 4, 8, 16 or 32.")] = None,
     learning_rate_multiplier: Annotated[float | None, typer.Option(help="Times the model's own rate.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Absolute rate; open models only.")] = None,
@@ -35,38 +52,40 @@ def tune(
     tuned_model: Annotated[str, typer.Option("--from", help="Tune this tuned model further.")] = "",
     checkpoint: Annotated[str, typer.Option(help="With --from: the checkpoint to start at.")] = "",
     service_account: Annotated[str, typer.Option(help="Account whose rights in buckets the run has.")] = "",
-    kms_key: Annotated[str, typer.Option(help="Customer key that seals data, job and model: projects/P/….")] = "",
+    kms_key: Annotated[str, typer.Option(help="Customer key that encrypts data, job and model: projects/P/….")] = "",
     label: Annotated[list[str] | None, typer.Option(help="Repeatable.", metavar="KEY=VALUE")] = None,
     last_checkpoint_only: Annotated[bool, typer.Option(help="Keep only the last checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it ends.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Create a supervised tuning job and watch it. Local files are uploaded to the project's datasets bucket first."""
+    """Create a tuning job and watch it. Local files are uploaded to the project's datasets bucket first."""
+    row = method_row(method)
     with client(context) as api:
-        spec: dict[str, Any] = {"trainingDatasetUri": api.dataset(training, kms_key)}
-        if validation:
-            spec["validationDatasetUri"] = api.dataset(validation, kms_key)
-        if last_checkpoint_only:
-            spec["exportLastCheckpointOnly"] = True
         numbers = {
             "epochCount": epochs,
             "adapterSize": adapter_size_name(adapter_size),
             "learningRateMultiplier": learning_rate_multiplier,
             "learningRate": learning_rate,
             "batchSize": batch_size,
+            "beta": beta,
         }
-        if given := {key: value for key, value in numbers.items() if value is not None}:
-            spec["hyperParameters"] = given
-        body: dict[str, Any] = {"supervisedTuningSpec": spec, **source(api, model, tuned_model, checkpoint)}
-        others = {
+        spec = {
+            "trainingDatasetUri": api.dataset(training, kms_key),
+            "validationDatasetUri": api.dataset(validation, kms_key) if validation else None,
+            "tuningMode": tuning_mode_name(tuning_mode) if tuning_mode != "adapter" else None,
+            "exportLastCheckpointOnly": last_checkpoint_only,
+            "hyperParameters": {key: value for key, value in numbers.items() if value is not None},
+        }
+        body = {
+            row.key: {key: value for key, value in spec.items() if value},
+            **source(api, model, tuned_model, checkpoint),
             "tunedModelDisplayName": name,
             "outputUri": output_uri,
             "serviceAccount": service_account,
             "encryptionSpec": {"kmsKeyName": kms_key} if kms_key else None,
             "labels": labels(label or []),
         }
-        body |= {key: value for key, value in others.items() if value}
-        job = api.post(f"/v1/{api.parent}/tuningJobs", body)
+        job = api.post(f"/v1/{api.parent}/tuningJobs", {key: value for key, value in body.items() if value})
         if not wait:
             show(job, as_json)
             return
@@ -78,7 +97,7 @@ def source(api: Client, model: str, tuned_model: str, checkpoint: str) -> dict[s
     """The source-model fields of a job: a base model, or a tuned one with its checkpoint."""
     if not tuned_model:
         if checkpoint:
-            raise InvalidArgument("--checkpoint needs --from, the tuned model it is a checkpoint of")
+            raise InvalidArgument("--checkpoint needs --from, the tuned model it is a checkpoint of.")
         return {"baseModel": model}
     source = {"tunedModelName": resource(api, "models", tuned_model), "checkpointId": checkpoint}
     return {"preTunedModel": {key: value for key, value in source.items() if value}}
@@ -89,15 +108,15 @@ def adapter_size_name(rank: int | None) -> str | None:
     if rank is None:
         return None
     if rank not in RANKS.values() or rank == 0:
-        raise InvalidArgument(f"--adapter-size is 1, 2, 4, 8, 16 or 32, not {rank}")
+        raise InvalidArgument(f"--adapter-size is 1, 2, 4, 8, 16 or 32, not {rank}.")
     return str(AdapterSize.of_rank(rank).value)
 
 
 def labels(pairs: list[str]) -> dict[str, str]:
-    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    if len(found) != len(pairs):
-        raise InvalidArgument("--label is written KEY=VALUE, each key once")
-    return found
+    by_key = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(by_key) != len(pairs):
+        raise InvalidArgument("--label is written KEY=VALUE, each key once.")
+    return by_key
 
 
 @app.command("list")
@@ -133,9 +152,9 @@ def list_jobs(
 def describe(context: typer.Context, job: Job, as_json: AsJson = False) -> None:
     """One job: state, data, parameters, tuned model and checkpoints, error."""
     with client(context) as api:
-        found = api.get(f"/v1/{resource(api, 'tuningJobs', job)}")
-        why = "" if as_json else waits_for(api, found)
-    show(found, as_json)
+        job_resource = api.get(f"/v1/{resource(api, 'tuningJobs', job)}")
+        why = "" if as_json else waits_for(api, job_resource)
+    show(job_resource, as_json)
     if why:
         output.print_facts({"Why": why})
 
@@ -149,7 +168,7 @@ def watch(context: typer.Context, job: Job, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(context: typer.Context, job: Job) -> None:
-    """Ask a job to stop. It ends as CANCELLED within seconds; an ended job stays as it is."""
+    """Cancel a job. It ends as CANCELLED within seconds; an ended job is unchanged."""
     with client(context) as api:
         name = resource(api, "tuningJobs", job)
         api.post(f"/v1/{name}:cancel")
@@ -158,11 +177,11 @@ def cancel(context: typer.Context, job: Job) -> None:
 
 
 def follow(api: Client, name: str, as_json: bool) -> None:
-    """Watch to the end, show the job, raise FailedPrecondition unless it succeeded."""
+    """Watch to the end, show the job, and raise FailedPrecondition unless it succeeded."""
     try:
         job = progress.watch(states(api, name), output.messages())
     except KeyboardInterrupt:
-        again = f"The job goes on. Follow it again with: sarto jobs watch {output.short_id(name)}"
+        again = f"The job continues. Follow it again with: sarto jobs watch {output.short_id(name)}"
         output.messages().print(again)
         raise typer.Exit(INTERRUPTED_EXIT) from None
     show(job, as_json)
@@ -172,28 +191,28 @@ def follow(api: Client, name: str, as_json: bool) -> None:
 
 
 def states(api: Client, name: str) -> Iterator[dict[str, Any]]:
-    """The job each time it has changed, until it has ended: the server tells, nobody asks again and again."""
+    """The job after each change, until it has ended; the server streams the changes."""
     while True:  # a stream ends after some minutes, the job or not
-        for kind, found in api.told(f"/v1/{name}/events", withJob="true"):
+        for kind, event in api.event_stream(f"/v1/{name}/events", withJob="true"):
             if kind == "job":
-                yield found
+                yield event
             elif kind == "end":
                 return
 
 
 def waits_for(api: Client, job: dict[str, Any]) -> str:
-    """In words, what a waiting job waits for."""
+    """The reason why a job waits, as text."""
     if not job.get("tuningJobState", "").startswith("TUNING_JOB_STATE_WAITING"):
         return ""
-    told = api.get(f"/v1/{job['name']}/events")["events"]
-    return next((one["message"] for one in reversed(told) if one["kind"] == "waiting"), "")
+    events = api.get(f"/v1/{job['name']}/events")["events"]
+    return next((one["message"] for one in reversed(events) if one["kind"] == "waiting"), "")
 
 
 def show(job: dict[str, Any], as_json: bool) -> None:
     if as_json:
         output.print_json(job)
         return
-    spec = job.get("supervisedTuningSpec", {})
+    spec = spec_of(job)
     tuned = job.get("tunedModel", {})
     metadata = job.get("tuningJobMetadata", {})
     chosen = {**spec.get("hyperParameters", {}), **metadata.get("effectiveParameters", {})}
@@ -213,12 +232,13 @@ def show(job: dict[str, Any], as_json: bool) -> None:
         "Created": output.local_time(job.get("createTime", "")),
         "Ended": output.local_time(job.get("endTime", "")),
         "Error": job.get("error", {}).get("message", ""),
+        "Warning": " ".join(metadata.get("warnings", ())),
         "Model": tuned.get("model", ""),
         "Endpoint": tuned.get("endpoint", ""),
     }
     for checkpoint in tuned.get("checkpoints", ()):
-        place = f"epoch {checkpoint.get('epoch', '?')}, step {checkpoint.get('step', '?')}"
-        where = f"{place}, {checkpoint.get('endpoint', '')}"
+        position = f"epoch {checkpoint.get('epoch', '?')}, step {checkpoint.get('step', '?')}"
+        where = f"{position}, {checkpoint.get('endpoint', '')}"
         facts[f"Checkpoint {checkpoint['checkpointId']}"] = where
     if tuned.get("endpoint"):
         facts["Talk to it"] = f"sarto chat {output.short_id(tuned['endpoint'])}"

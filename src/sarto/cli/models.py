@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sarto import settings
 from sarto.catalog import Catalog
-from sarto.cli import exports, output, weights
+from sarto.cli import base_weights, exports, output
 from sarto.cli.options import AsJson, Limit, client
 
 app = typer.Typer(help="Models: list, show, export, pull.", no_args_is_help=True)
@@ -25,7 +25,7 @@ def list_models(
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Tuned models of the project and location, newest first; with --base, what can be tuned."""
+    """Tuned models of the project and location, newest first; with --base, the base models."""
     with client(context) as api:
         if base:
             models = api.pages("/v1/publishers/-/models", "publisherModels", limit)
@@ -37,7 +37,7 @@ def list_models(
         output.print_rows(map(base_row, models), ("MODEL", "ABOUT"), "No base models.")
     else:
         columns = ("MODEL", "NAME", "BASE MODEL", "ENDPOINT", "CREATED")
-        output.print_rows(map(tuned_row, models), columns, "No tuned models here yet. `sarto tune` makes one.")
+        output.print_rows(map(tuned_row, models), columns, "No tuned models yet. `sarto tune` creates one.")
 
 
 def base_row(model: dict[str, Any]) -> dict[str, str]:
@@ -57,10 +57,10 @@ def tuned_row(model: dict[str, Any]) -> dict[str, str]:
 
 @app.command()
 def pull(name: Annotated[str, typer.Argument(help="A base model's name, or the id of its weights.")]) -> None:
-    """Get base weights onto this machine, once; no network is needed afterwards. Works without a server."""
+    """Download base weights onto this machine, once; no network is needed afterwards. Works without a server."""
     chosen = settings.load()
     catalog = Catalog.load(chosen.home, chosen.models_folder)
     out = output.messages()
-    found = weights.find_weights(catalog, name)
-    folder, is_new = weights.pull(catalog, found, lambda text: out.print(Text(text)))
-    print(f"{found.title} ({found.license}) {'is now' if is_new else 'was already'} at {folder}")
+    weights = base_weights.find_weights(catalog, name)
+    folder, is_new = base_weights.pull(catalog, weights, lambda text: out.print(Text(text)))
+    print(f"{weights.title} ({weights.license}) {'is now' if is_new else 'was already'} at {folder}")

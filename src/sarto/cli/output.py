@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, errors. Results go to standard output, everything else to standard error."""
+"""Output of commands: tables, JSON, errors. Results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Iterable[Mapping[str, str]], columns: Sequence[str], empty: str) -> None:
-    """A table with these columns, or one line saying that there is nothing."""
+    """A table with these columns, or one line if there are no rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -44,7 +44,7 @@ def print_rows(rows: Iterable[Mapping[str, str]], columns: Sequence[str], empty:
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """Name and value a line; empty values are left out."""
+    """A line with name and value for each; empty values are omitted."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value:
@@ -53,7 +53,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 def print_error(error: SartoError) -> int:
-    """One clear paragraph, faults of the request listed under it; the exit code that goes with it."""
+    """Print a paragraph with the faults of the request under it; returns the exit code."""
     violations = error.violations if isinstance(error, ApiError) else []
     head = "The request was refused" if violations else error.message
     out = messages()
@@ -73,7 +73,7 @@ def short_id(name: str) -> str:
 
 
 def local_time(stamp: str) -> str:
-    """An RFC 3339 time as people here read it; empty stays empty."""
+    """An RFC 3339 time in local form; empty stays empty."""
     return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S") if stamp else ""
 
 

@@ -10,7 +10,8 @@ import typer
 
 import sarto
 from sarto import settings
-from sarto.cli import audit, auth, data, iam, jobs, keys, models, output, projects, webhooks
+from sarto.cli import data, jobs, models, output, webhooks
+from sarto.cli.access import audit, auth, iam, keys, projects
 from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection

@@ -1,7 +1,4 @@
-"""Watching a tuning job: a progress bar on a terminal, a few calm lines elsewhere, both from the job resource alone.
-
-Used by `sarto tune`, `sarto jobs watch` and the demo; each hands in the resource as it changes.
-"""
+"""Progress of a tuning job: a bar on a terminal, a few lines elsewhere, both computed from the job resource."""
 
 from __future__ import annotations
 
@@ -34,14 +31,14 @@ STATES = {
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A job as it stands: what is shown, in words."""
+class JobView:
+    """A job as displayed."""
 
     phase: str
     step: int
     total_steps: int
     facts: str
-    """Loss, speed and time left, as far as the job says them."""
+    """Loss, speed and remaining time, as far as the job has them."""
     is_final: bool
 
     @property
@@ -49,7 +46,7 @@ class Moment:
         return 100 * self.step // self.total_steps if self.total_steps else 0
 
 
-def read(job: dict[str, Any]) -> Moment:
+def read(job: dict[str, Any]) -> JobView:
     """From the JSON of a TuningJob."""
     state = job.get("state", "")
     is_final = state in FINAL_STATES
@@ -59,11 +56,13 @@ def read(job: dict[str, Any]) -> Moment:
     facts = []
     if "loss" in throughput:
         facts.append(f"loss {throughput['loss']:.3f}")
+    if "rewardAccuracy" in throughput:
+        facts.append(f"reward accuracy {throughput['rewardAccuracy']:.2f}")
     if not is_final and throughput.get("tokensPerSecond"):
         facts.append(f"{throughput['tokensPerSecond']:,.0f} tokens/s")
     if not is_final and throughput.get("secondsLeft"):
         facts.append(f"{duration(throughput['secondsLeft'])} left")
-    return Moment(
+    return JobView(
         phase=phase or STATES.get(state, state),
         step=int(metadata.get("completedStepCount", 0)),
         total_steps=int(metadata.get("totalStepCount", 0)),
@@ -73,8 +72,8 @@ def read(job: dict[str, Any]) -> Moment:
 
 
 def watch(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Follow a job until it ends and return it as it ended. `states` gives the resource as it stands, again and again,
-    the ended one last."""
+    """Follow a job until it ends and return its final state. `states` yields the resource after each change, the final
+    one last."""
     follow = _watch_bar if console.is_terminal else _watch_lines
     return follow(states, console)
 
@@ -102,11 +101,11 @@ def _watch_lines(states: Iterable[dict[str, Any]], console: Console) -> dict[str
     shown: tuple[str, int] | None = None
     for job in states:
         now = read(job)
-        place = (now.phase, now.percent // LINE_EVERY_PERCENT)
-        if place != shown:
+        position = (now.phase, now.percent // LINE_EVERY_PERCENT)
+        if position != shown:
             steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
             console.print("  " + "  ".join(part for part in (f"{now.phase:<20}", steps, now.facts) if part.strip()))
-            shown = place
+            shown = position
         if now.is_final:
             return job
     raise EOFError("the job was not followed to its end")

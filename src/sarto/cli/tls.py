@@ -1,4 +1,5 @@
-"""How `sarto serve` is reached: with which certificate, and never in plain HTTP from other machines by accident."""
+"""TLS of `sarto serve`: the choice of the certificate, and the refusal of plain HTTP from other machines unless a
+setting allows it."""
 
 from __future__ import annotations
 
@@ -7,44 +8,43 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from sarto.certificates import local_certificates
 from sarto.errors import FailedPrecondition
 from sarto.settings import Settings
+from sarto.system.certificates import local_certificates
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ANY = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
-class Tls:
-    """PEM files; `authority` is what clients are to trust, None for a certificate they trust already."""
+class TlsFiles:
+    """PEM files; `authority` is the certificate that clients must trust, None for a publicly trusted one."""
 
     certificate: Path
     key: Path
     authority: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """For a client on this machine: trusts this certificate and no other, whatever name it is for."""
-        made = ssl.create_default_context(cafile=str(self.certificate))
-        made.check_hostname = False
-        made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        return made
+        """For a client on this machine: trusts only this certificate, for any host name."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
 
 
 def served_names(host: str) -> tuple[str, ...]:
-    """What a certificate of our own is for: this machine, and the address listened on."""
+    """Host names for our own certificate: those of this machine, and the listening address."""
     return LOOPBACK if host in (*LOOPBACK, *ANY) else (*LOOPBACK, host)
 
 
-def choose(settings: Settings) -> Tls | None:
-    """The certificate to serve with; None is plain HTTP, which only this machine may reach unless settings say so.
+def choose(settings: Settings) -> TlsFiles | None:
+    """The certificate of the server. None is plain HTTP, which only this machine may use unless a setting allows more.
 
-    Raises FailedPrecondition for a certificate without its key, or one that cannot be used.
-    """
+    Raises FailedPrecondition for a certificate without its key, or an invalid one."""
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise FailedPrecondition("tls_certificate and tls_key belong together; set both, or neither.")
     if settings.tls_certificate and settings.tls_key:
-        tls = Tls(settings.tls_certificate, settings.tls_key)
+        tls = TlsFiles(settings.tls_certificate, settings.tls_key)
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
         except (OSError, ssl.SSLError) as error:
@@ -53,11 +53,11 @@ def choose(settings: Settings) -> Tls | None:
             ) from None
         return tls
     if settings.tls == "local":
-        made = local_certificates(settings.home / "tls", served_names(settings.host))
-        return Tls(made.certificate, made.key, made.authority)
+        certificates = local_certificates(settings.home / "tls", served_names(settings.host))
+        return TlsFiles(certificates.certificate, certificates.key, certificates.authority)
     if not (_is_loopback(settings.host) or settings.plain_http_to_other_machines):
         raise FailedPrecondition(
-            f"{settings.host} can be reached from other machines, and plain HTTP shows them tokens and data. Set"
+            f"{settings.host} can be reached from other machines, and plain HTTP exposes tokens and data. Set"
             " tls = local for a generated certificate, or tls_certificate and tls_key; behind a proxy that speaks TLS,"
             " set plain_http_to_other_machines = true."
         )

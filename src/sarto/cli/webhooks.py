@@ -1,4 +1,4 @@
-"""`sarto webhooks …`: who is told of new states of tuning jobs."""
+"""`sarto webhooks …`: URLs that receive new states of tuning jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from sarto.cli import output
 from sarto.cli.options import AsJson, Limit, client, resource
 
-app = typer.Typer(help="Webhooks: who is told of new states of tuning jobs.", no_args_is_help=True)
+app = typer.Typer(help="Webhooks: URLs that receive new states of tuning jobs.", no_args_is_help=True)
 Webhook = Annotated[str, typer.Argument(help="Webhook id, or its full resource name.")]
 
 
@@ -20,33 +20,35 @@ def create(
     name: Annotated[str, typer.Option("--name", help="Display name.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a webhook. Its secret, which signs what it is told, is shown this once."""
+    """Create a webhook. Its secret, which signs its messages, is shown only once."""
     with client(context) as api:
-        made = api.post(f"/v1/{api.parent}/webhooks", {"uri": uri, "displayName": name})
+        webhook = api.post(f"/v1/{api.parent}/webhooks", {"uri": uri, "displayName": name})
     if as_json:
-        output.print_json(made)
+        output.print_json(webhook)
     else:
-        output.print_facts({"Webhook": output.short_id(made["name"]), "URL": made["uri"], "Secret": made["secret"]})
+        output.print_facts(
+            {"Webhook": output.short_id(webhook["name"]), "URL": webhook["uri"], "Secret": webhook["secret"]}
+        )
 
 
 @app.command("list")
 def list_webhooks(context: typer.Context, limit: Limit = 50, as_json: AsJson = False) -> None:
     """Webhooks of the project and location."""
     with client(context) as api:
-        found = api.pages(f"/v1/{api.parent}/webhooks", "webhooks", limit)
+        webhooks = api.pages(f"/v1/{api.parent}/webhooks", "webhooks", limit)
     if as_json:
-        output.print_json(found)
+        output.print_json(webhooks)
         return
     rows = (
         {"WEBHOOK": output.short_id(one["name"]), "NAME": one.get("displayName", ""), "URL": one["uri"]}
-        for one in found
+        for one in webhooks
     )
-    output.print_rows(rows, ("WEBHOOK", "NAME", "URL"), "No webhooks. `sarto webhooks create URL` makes one.")
+    output.print_rows(rows, ("WEBHOOK", "NAME", "URL"), "No webhooks. `sarto webhooks create URL` creates one.")
 
 
 @app.command()
 def delete(context: typer.Context, webhook: Webhook) -> None:
-    """Delete a webhook; nothing more is told to it."""
+    """Delete a webhook; no further message is sent to it."""
     with client(context) as api:
         api.delete(f"/v1/{resource(api, 'webhooks', webhook)}")
     output.console().print(f"Deleted {webhook}")
@@ -54,11 +56,11 @@ def delete(context: typer.Context, webhook: Webhook) -> None:
 
 @app.command()
 def deliveries(context: typer.Context, webhook: Webhook, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """What was told to a webhook and how it answered, newest first."""
+    """Messages to a webhook with the responses, newest first."""
     with client(context) as api:
-        found = api.pages(f"/v1/{resource(api, 'webhooks', webhook)}/deliveries", "deliveries", limit)
+        entries = api.pages(f"/v1/{resource(api, 'webhooks', webhook)}/deliveries", "deliveries", limit)
     if as_json:
-        output.print_json(found)
+        output.print_json(entries)
         return
     rows = (
         {
@@ -69,6 +71,6 @@ def deliveries(context: typer.Context, webhook: Webhook, limit: Limit = 20, as_j
             "ATTEMPTS": str(one["attempts"]),
             "OUTCOME": one.get("outcome", ""),
         }
-        for one in found
+        for one in entries
     )
-    output.print_rows(rows, ("TIME", "EVENT", "JOB", "STATE", "ATTEMPTS", "OUTCOME"), "Nothing was told to it yet.")
+    output.print_rows(rows, ("TIME", "EVENT", "JOB", "STATE", "ATTEMPTS", "OUTCOME"), "No messages yet.")

@@ -1,4 +1,5 @@
-"""Decisions: who may do what, what state a job is in, what the registry holds. No torch, no HTTP.
+"""Decisions: permissions, job states, the registry. No torch, no HTTP.
 
-Read `context`, `tuning_jobs`, `leases`, `supervisor`, `publishing`, then the nouns.
+Read `context`, `jobs.tuning_jobs`, `scheduling.leases`, `runs.supervisor` and `runs.publishing`, then the other
+resources.
 """

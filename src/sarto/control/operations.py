@@ -1,58 +1,73 @@
-"""Operations: what a method that may take long answers with. Most are done when they are answered; an export and
-an evaluation go on.
+"""Long-running operations. Most are done when they are returned; exports and evaluations of datasets continue.
 
-A name may stand under the resource it was about, as clients poll it; the id alone says which operation is meant.
+Clients poll a name under the operation's resource. Only the id identifies the operation.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
 from sqlalchemy.engine import Connection
 
-from sarto.control import events, iam, paging
-from sarto.control.auth import Principal
+from sarto.control.access import authorization, quoting
+from sarto.control.access.principal import Principal
+from sarto.control.aip import pages, times
 from sarto.control.context import AnyRow, Control
 from sarto.errors import InvalidArgument, NotFound
 from sarto.names import LocationName, check_id, new_id, parse_location
-from sarto.storage.tables import dataset_evaluation, model_export, operation
+from sarto.storage.database.tables import dataset_evaluation, model_export, operation
 
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 METADATA = "type.googleapis.com/google.cloud.aiplatform.v1."
 CANCELLED_STATUS = {"code": 1, "message": "The operation was cancelled."}
-LOOK_SECONDS = 0.1
-MOST_WAIT_SECONDS = 300.0
 
 
-class Ended(Exception):
-    """The operation was cancelled, or is another's work now."""
+class OperationRun(BaseModel):
+    """Decisions of the call that started an operation, for its program; stored, never shown. Each kind of operation has
+    its own fields."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    kms_key: str = ""
+    """The key of the operation's input and output."""
+    may_replace: bool = True
+    """Whether the caller may replace objects in the output folder."""
 
 
 def done(
     connection: Connection, about: LocationName, parent: str, metadata: str, response: dict[str, Any], now: float
 ) -> dict[str, Any]:
-    """Record a finished operation under `parent` (such as `models/7`, or empty); gives its JSON."""
+    """Record a finished operation under `parent` (such as `models/7`, or empty); returns its JSON."""
     return _insert(connection, about, parent, metadata, {}, {"done": True, "response": response}, now)
 
 
 def begin(
     connection: Connection, about: LocationName, parent: str, metadata: str, facts: dict[str, Any], now: float
 ) -> dict[str, Any]:
-    """Record an operation that somebody will `finish`; `facts` stand in its metadata."""
+    """Record an operation that will be finished by `finish`; `facts` are in its metadata."""
     return _insert(connection, about, parent, metadata, facts, {"done": False}, now)
 
 
-def enqueue(connection: Connection, table: sa.Table, made: dict[str, Any], run: dict[str, Any], now: float) -> None:
-    """Have the work of an operation that was begun done by an `OperationRunner` of that table."""
-    parts = made["name"].split("/")
+def enqueue(
+    connection: Connection,
+    table: sa.Table,
+    resource: dict[str, Any],
+    run: OperationRun,
+    asked_by: Principal,
+    now: float,
+) -> None:
+    """Queue the work of an operation for the `OperationRunner` of that table."""
+    parts = resource["name"].split("/")
     connection.execute(
         table.insert().values(
             project=parts[1],
             operation=parts[-1],
-            run=orjson.dumps(run).decode(),
+            run=run.model_dump_json(by_alias=True),
+            asked_by=asked_by.member,
             lease_owner=None,
             lease_epoch=0,
             lease_until=None,
@@ -68,14 +83,14 @@ def amend(connection: Connection, project: str, identifier: str, facts: dict[str
         return
     resource = orjson.loads(row.resource)
     resource["metadata"] |= {key: value for key, value in facts.items() if value is not None}
-    resource["metadata"]["genericMetadata"]["updateTime"] = events.timestamp(now)
+    resource["metadata"]["genericMetadata"]["updateTime"] = times.timestamp(now)
     connection.execute(
         operation.update().where(_is(project, identifier)).values(resource=orjson.dumps(resource).decode())
     )
 
 
 def finish(connection: Connection, project: str, identifier: str, outcome: dict[str, Any]) -> None:
-    """`outcome` is {"response": …} or {"error": google.rpc.Status}. One that is forgotten or finished stays so."""
+    """`outcome` is {"response": …} or {"error": google.rpc.Status}. A deleted or finished operation is unchanged."""
     row = connection.execute(sa.select(operation).where(_is(project, identifier))).first()
     if row is None or row.done:
         return
@@ -100,7 +115,7 @@ def _insert(
 ) -> dict[str, Any]:
     identifier = new_id()
     prefix = f"{about}/{parent}" if parent else str(about)
-    moment = events.timestamp(now)
+    moment = times.timestamp(now)
     resource = {
         "name": f"{prefix}/operations/{identifier}",
         "metadata": {
@@ -125,49 +140,35 @@ def _insert(
 
 
 def deleted(connection: Connection, about: LocationName, parent: str, now: float) -> dict[str, Any]:
-    """Record that `parent` was deleted; gives the JSON of the finished operation."""
+    """Record that `parent` was deleted; returns the JSON of the finished operation."""
     return done(connection, about, parent, "DeleteOperationMetadata", {"@type": EMPTY}, now)
 
 
 def get(control: Control, principal: Principal, name: str) -> dict[str, Any]:
-    """By `projects/P/locations/L/[…/]operations/ID`. Raises NotFound."""
+    """The operation with the name `projects/P/locations/L/[…/]operations/ID`. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.get")
     with control.database.reading() as connection:
-        return _read(_find(connection, project, identifier, name))
+        row = _find(connection, project, identifier, name)
+    return quoting.operation(control, principal, project, _read(row))
 
 
-def list_(
+def list_operations(
     control: Control, principal: Principal, parent: str, page_size: int = 0, page_token: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
-    """Newest first, of a location (`-`: of all) or of one resource in it."""
+    """Operations, newest first, of a location (`-`: of all) or of one resource in it."""
     head, _, rest = _split(parent, wildcard=True)
-    project = iam.require(control.database, principal, "aiplatform.operations.list", head.project).number
-    size, scope = paging.page_size(page_size), ("operations", project, head.location, rest)
-    query = sa.select(operation).where(operation.c.project == project)
-    if head.location != "-":
-        query = query.where(operation.c.location == head.location)
+    project = authorization.require(control.database, principal, "aiplatform.operations.list", head.project).number
+    page = pages.requested(page_size, page_token, "operations", project, head.location, rest)
+    query = sa.select(operation).where(pages.within(operation, project, head.location))
     if rest:
         query = query.where(operation.c.parent == rest)
-    if before := paging.start(page_token, *scope):
-        query = query.where(operation.c.id < before)
     with control.database.reading() as connection:
-        rows = connection.execute(query.order_by(operation.c.id.desc()).limit(size + 1)).all()
-    more = paging.token(rows[size - 1].id, *scope) if len(rows) > size else ""
-    return [_read(row) for row in rows[:size]], more
-
-
-def wait(control: Control, principal: Principal, name: str, timeout_seconds: float = 0.0) -> dict[str, Any]:
-    """The operation when it is done, or as it is after the timeout (0: the longest we wait)."""
-    until = time.monotonic() + min(timeout_seconds or MOST_WAIT_SECONDS, MOST_WAIT_SECONDS)
-    while True:
-        found = get(control, principal, name)
-        if found.get("done") or time.monotonic() >= until:
-            return found
-        time.sleep(LOOK_SECONDS)
+        rows, more = page.read(connection, query, operation.c.id)
+    return [quoting.operation(control, principal, project, _read(row)) for row in rows], more
 
 
 def cancel(control: Control, principal: Principal, name: str) -> None:
-    """End one that goes on; a finished operation stays as it is. Raises NotFound."""
+    """Cancel an unfinished operation; a finished one is unchanged. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.cancel")
     with control.database.transaction() as connection:
         _find(connection, project, identifier, name)
@@ -175,7 +176,7 @@ def cancel(control: Control, principal: Principal, name: str) -> None:
 
 
 def delete(control: Control, principal: Principal, name: str) -> None:
-    """Forget an operation; what it did stays done, what it still does ends. Raises NotFound."""
+    """Delete an operation; finished work stays, running work ends. Raises NotFound."""
     project, identifier = _parse(control, principal, name, "aiplatform.operations.delete")
     with control.database.transaction() as connection:
         _find(connection, project, identifier, name)
@@ -184,14 +185,14 @@ def delete(control: Control, principal: Principal, name: str) -> None:
 
 
 def _stop(connection: Connection, project: str, identifier: str) -> None:
-    """Take the work of an unfinished operation away from whoever does it."""
+    """Remove the work of an unfinished operation from the queue, which ends it."""
     for table in (model_export, dataset_evaluation):
         connection.execute(table.delete().where(table.c.project == project, table.c.operation == identifier))
     finish(connection, project, identifier, {"error": CANCELLED_STATUS})
 
 
 def _split(name: str, *, wildcard: bool = False) -> tuple[LocationName, str, str]:
-    """The location, the last part, and what lies between them."""
+    """The location, the last part, and the parts between them."""
     parts = name.split("/")
     return parse_location("/".join(parts[:4]), wildcard=wildcard), parts[-1], "/".join(parts[4:])
 
@@ -199,8 +200,8 @@ def _split(name: str, *, wildcard: bool = False) -> tuple[LocationName, str, str
 def _parse(control: Control, principal: Principal, name: str, permission: str) -> tuple[str, str]:
     location, identifier, rest = _split(name)
     if rest.split("/")[-2:-1] != ["operations"]:
-        raise InvalidArgument(f'"{name}" is not of the form projects/PROJECT/locations/LOCATION/operations/ID')
-    return iam.require(control.database, principal, permission, location.project).number, check_id(identifier)
+        raise InvalidArgument(f'"{name}" is not of the form projects/PROJECT/locations/LOCATION/operations/ID.')
+    return authorization.require(control.database, principal, permission, location.project).number, check_id(identifier)
 
 
 def _find(connection: Connection, project: str, identifier: str, name: str) -> AnyRow:

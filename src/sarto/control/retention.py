@@ -1,7 +1,7 @@
-"""What is removed while the service runs: what dead epochs and ended jobs leave behind, and what nobody reads.
+"""Removal of leftovers while the service runs: files of dead epochs and ended jobs, and unused caches.
 
-Never what a live epoch may read, nor what a row refers to: published checkpoints, models and objects end only when
-someone deletes them. Every removal may be repeated, and several servers may collect in one home.
+Files that a running attempt or a database row uses are never removed. Published checkpoints, models and objects stay
+until a user deletes them. Every removal can be repeated, and several servers can collect in one home.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,59 +17,61 @@ from pathlib import Path
 import orjson
 import sqlalchemy as sa
 
-from sarto.control import events, leftovers
+from sarto.contract.run_folder import CHECKPOINTS_FOLDER, DATA_FOLDER, EVALUATION_FOLDER, RESUME_FOLDER
+from sarto.control.aip import times
+from sarto.control.audit import chain
 from sarto.control.context import Control
-from sarto.control.leftovers import Leftovers
-from sarto.failpoints import around
-from sarto.schema.runs import EVALUATION_FOLDER
-from sarto.schema.tuning_jobs import JobState
-from sarto.storage.rows import lock
-from sarto.storage.tables import (
+from sarto.control.models import checkpoint_deletion
+from sarto.control.models.checkpoint_deletion import UnreferencedFiles
+from sarto.schema.tuning_jobs import FINAL_STATES, JobState
+from sarto.storage.buckets.bucket_rows import lock
+from sarto.storage.buckets.uploads import Uploads
+from sarto.storage.database.tables import (
+    batch_prediction_job,
     bucket,
     checkpoint,
     dataset_evaluation,
+    held_object,
     model_export,
     model_version,
     stored_object,
     tuning_job,
 )
-from sarto.storage.uploads import Uploads
+from sarto.system.failpoints import around
+from sarto.system.loop import Loop
 
 logger = logging.getLogger(__name__)
 
 COLLECT_SECONDS = 600.0
 DAY_SECONDS = 86_400.0
 STALE_SECONDS = DAY_SECONDS
-"""What no row names is left alone for so long: someone may be about to name it."""
+"""Least age of a file without a row before it is removed: a row may be about to name it."""
 SETTLED_SECONDS = 600.0
-"""An ended job's folder is left alone for so long."""
+"""Time after a job's end before its folder is changed."""
 MOST_LOG_BYTES = 10_000_000
 AT_ONCE = 500
 ARTIFACTS = "tuningJobs/"
 
 
 class Collector:
-    """`start` and `stop` once each; works in a thread of its own."""
+    """Call `start` and `stop` once each; works in a thread of its own."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="retention", daemon=True)
+        self._loop = Loop("retention", self._act, COLLECT_SECONDS, first=COLLECT_SECONDS)
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
+        self._loop.stop()
 
-    def _loop(self) -> None:
-        while not self._stopping.wait(COLLECT_SECONDS):
-            collect(self._control)
+    def _act(self) -> None:
+        collect(self._control)
 
 
 def collect(control: Control) -> Counter[str]:
-    """One round; gives how much of each kind was removed. What goes wrong is logged, and tried again next time."""
+    """One round; returns the number of removed files by kind. Errors are logged, and tried again the next time."""
     removed: Counter[str] = Counter()
     for kind, step in _STEPS.items():
         try:
@@ -83,13 +84,14 @@ def collect(control: Control) -> Counter[str]:
 
 
 def _within(folder: Path) -> list[Path]:
-    """A home that has had no job yet lacks the folder."""
+    """The entries of a folder, which may not exist in a new home."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _run_folders(control: Control) -> int:
-    """Of live jobs the checkpoints of dead epochs; of ended jobs first resume points and unpublished checkpoints, after
-    `keep_run_days` the rest; folders of jobs, exports and evaluations that are no more."""
+    """Remove from live jobs the checkpoints of earlier epochs. Remove from ended jobs first resume points and
+    unpublished checkpoints, and after `keep_run_days` the rest. Remove folders of deleted jobs, exports and
+    evaluations."""
     removed = 0
     folders = {path.name: path for path in _within(control.home / "runs") if path.is_dir()}
     names = sorted(folders)
@@ -112,16 +114,16 @@ def _run_folders(control: Control) -> int:
             elif not JobState(row.state).is_final:
                 removed += sum(_remove(path) for path in _of_dead_epochs(folders[name], row.lease_epoch))
             else:
-                ended = now - events.seconds(orjson.loads(row.resource)["endTime"])
+                ended = now - times.seconds(orjson.loads(row.resource)["endTime"])
                 removed += sum(_remove(path) for path in _of_ended(control, folders[name], ended))
     return removed
 
 
 def _of_dead_epochs(folder: Path, epoch: int) -> Iterator[Path]:
-    """Epochs only grow: what is behind the current one is nobody's. Its log and progress stay."""
+    """Checkpoints of epochs before the current one, which nothing reads. Their logs and progress stay."""
     for path in folder.iterdir():
-        if path.name.isdigit() and int(path.name) < epoch and (path / "checkpoints").is_dir():
-            yield path / "checkpoints"
+        if path.name.isdigit() and int(path.name) < epoch and (path / CHECKPOINTS_FOLDER).is_dir():
+            yield path / CHECKPOINTS_FOLDER
 
 
 def _of_ended(control: Control, folder: Path, seconds: float) -> Iterator[Path]:
@@ -129,18 +131,17 @@ def _of_ended(control: Control, folder: Path, seconds: float) -> Iterator[Path]:
         return
     keep = control.limits.keep_run_days * DAY_SECONDS
     if keep and seconds > keep:
-        yield from (path for path in folder.iterdir() if path.name != "data")
-        yield from (folder / "data").glob("*.jsonl")  # what lies beside them says which data it was
+        yield from (path for path in folder.iterdir() if path.name != DATA_FOLDER)
+        yield from (folder / DATA_FOLDER).glob("*.jsonl")  # the other files name the data
         return
-    resume = folder / "resume"
+    resume = folder / RESUME_FOLDER
     if resume.is_dir():
         yield from (path for path in resume.iterdir() if path.name != EVALUATION_FOLDER)
-    yield from (path / "checkpoints" for path in folder.iterdir() if (path / "checkpoints").is_dir())
+    yield from (path / CHECKPOINTS_FOLDER for path in folder.iterdir() if (path / CHECKPOINTS_FOLDER).is_dir())
 
 
 def _adapters(control: Control) -> int:
-    """Adapter folders that no checkpoint has; by digest, for in a home that was moved rows name old paths. The lock
-    that names objects keeps new references out meanwhile."""
+    """Remove adapter folders without a checkpoint. The lock that names objects excludes new references meanwhile."""
     removed = 0
     for folder in _within(control.home / "adapters"):
         if not _is_stale(folder):
@@ -154,20 +155,20 @@ def _adapters(control: Control) -> int:
 
 
 def _artifacts(control: Control) -> int:
-    """Checkpoints in the service's buckets whose job and model are gone: the one who deleted them died in between."""
+    """Remove checkpoints in the service's buckets whose job and model were deleted, after a crash in a deletion."""
     removed = 0
     ours = sa.select(bucket).where(bucket.c.name.like("sarto-%-models"))
     with control.database.reading() as connection:
         now = control.database.now(connection)
         places = connection.execute(ours).all()
-    for place in places:
+    for root in places:
         token = ""
         while True:
-            page = control.buckets.list(place.name, ARTIFACTS, "/", page_token=token, project=place.project)
+            page = control.buckets.list(root.name, ARTIFACTS, "/", page_token=token, project=root.project)
             for prefix in page.prefixes:
-                if not _is_anyones(control, place.project, place.name, prefix, now):
-                    uri = f"gs://{place.name}/{prefix}checkpoints/"
-                    leftovers.remove(control, Leftovers(place.project, frozenset({uri}), frozenset()))
+                if not _is_anyones(control, root.project, root.name, prefix, now):
+                    uri = f"gs://{root.name}/{prefix}checkpoints/"
+                    checkpoint_deletion.remove(control, UnreferencedFiles(root.project, frozenset({uri}), frozenset()))
                     removed += 1
             if not (token := page.next_token):
                 break
@@ -193,21 +194,50 @@ def _is_anyones(control: Control, project: str, bucket_name: str, prefix: str, n
     return newest is None or newest > now - STALE_SECONDS
 
 
+def _holds(control: Control) -> int:
+    """Remove holds of ended jobs and operations."""
+    jobs = (tuning_job, batch_prediction_job)
+    at_work = [
+        sa.exists().where(
+            table.c.project == held_object.c.project,
+            table.c.id == held_object.c.holder,
+            table.c.state.not_in(list(map(str, FINAL_STATES))),
+        )
+        for table in jobs
+    ]
+    at_work.append(
+        sa.exists().where(
+            dataset_evaluation.c.project == held_object.c.project,
+            dataset_evaluation.c.operation == held_object.c.holder,
+        )
+    )
+    with control.database.transaction() as connection:
+        return connection.execute(held_object.delete().where(sa.not_(sa.or_(*at_work)))).rowcount
+
+
 def _content(control: Control) -> int:
-    """Bytes of buckets that no object refers to, and what uploads left."""
+    """Remove bytes of buckets without references, and leftovers of uploads."""
     return control.buckets.sweep() + Uploads(control.buckets).sweep(time.time())
 
 
 def _caches(control: Control) -> int:
-    """Tokenised data that nothing has read for `keep_cache_days`."""
-    folder, days = control.home / "cache" / "tokens", control.limits.keep_cache_days
-    if not days or not folder.is_dir():
-        return 0
-    return sum(_remove(place) for place in folder.iterdir() if _is_stale(place, days * DAY_SECONDS))
+    """Remove tokenised data that was not read for `keep_cache_days`."""
+    days, removed = control.limits.keep_cache_days, 0
+    for folder in _within(control.home / "cache" / "tokens") if days else ():
+        folders = _within(folder)
+        is_store = any(path.is_file() for path in folders)  # of a version that had one cache for all projects
+        for cache in [folder] if is_store else folders:
+            removed += _remove(cache) if _is_stale(cache, days * DAY_SECONDS) else 0
+    return removed
+
+
+def _audit(control: Control) -> int:
+    """Remove entries of the audit log after `keep_audit_days`; they are exported to files."""
+    return chain.remove_old(control.database, control.home, control.limits.keep_audit_days)
 
 
 def _logs(control: Control) -> int:
-    """Logs that child processes write on and on: one older piece is kept. They write at the end, wherever that is."""
+    """Rotate logs to which child processes append: one older file is kept. Appending writes continue at the new end."""
     removed = 0
     for path in (control.home / "logs").glob("*.log"):
         if path.name != "serve.log" and path.stat().st_size > MOST_LOG_BYTES:  # serve.log is turned over by its writer
@@ -218,10 +248,10 @@ def _logs(control: Control) -> int:
 
 
 def _is_stale(path: Path, seconds: float = STALE_SECONDS) -> bool:
-    """Neither it nor what lies directly in it was written or read for so long; False for what is gone."""
+    """Whether it and its direct content were not written or read for this time; False if it does not exist."""
     try:
         times = (
-            [path.stat().st_mtime, *(max(found.stat()[7:9]) for found in path.iterdir())]
+            [path.stat().st_mtime, *(max(child.stat()[7:9]) for child in path.iterdir())]
             if path.is_dir()
             else [path.stat().st_mtime]
         )
@@ -231,7 +261,7 @@ def _is_stale(path: Path, seconds: float = STALE_SECONDS) -> bool:
 
 
 def _remove(path: Path) -> int:
-    """1 when it is gone now."""
+    """Remove it; returns 1 if it no longer exists."""
     with around("remove"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -244,7 +274,9 @@ _STEPS: dict[str, Callable[[Control], int]] = {
     "run_folders": _run_folders,
     "adapters": _adapters,
     "artifacts": _artifacts,
+    "holds": _holds,
     "content": _content,
     "caches": _caches,
+    "audit": _audit,
     "logs": _logs,
 }

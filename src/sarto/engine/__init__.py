@@ -1,4 +1,5 @@
-"""Tensors: examples to tokens to adapter to scores to text. Knows no HTTP, no users and no database.
+"""Computation on tensors: from examples to tokens, to an adapter, to scores and text. No HTTP, no users, no database.
 
-Read `run` (a whole run, told from top to bottom), then `data`, `families`, `ops`, `tuning`, `serving`, `evaluation`.
+Read `programs.tune` (a whole run, from top to bottom), then `dataset`, `rendering`, `models`, `ops`, `tuning`,
+`serving`, `evaluation`.
 """

@@ -1,7 +1,7 @@
-"""Stand-ins for the sample datasets that the tuning documentation names, written for Sarto: articles and summaries.
+"""Substitutes for the sample datasets that the tuning documentation names, written for Sarto: articles and summaries.
 
-`install_samples` puts them into a home's buckets under the documented names, so the documentation's snippets run as
-they are. Used by the assembly.
+`install_samples` puts them into a home's buckets under the documented names, so the documentation's snippets run
+unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import resources
 
 from sarto.errors import NotFound
-from sarto.storage.buckets import Buckets
+from sarto.storage.buckets.store import Buckets
 
 BUCKET = "cloud-samples-data"
 OWNER = "0"

@@ -1,1 +1,1 @@
-"""What crosses a boundary, as pydantic messages. Read `wire` first, then `tuning_jobs`, then `runs`."""
+"""Messages of the API, as pydantic models. Read `wire` first, then `tuning_jobs`."""

@@ -1,4 +1,5 @@
-"""BatchPredictionJob as the API writes it. Fields Sarto cannot honour are listed so that they are refused by name."""
+"""BatchPredictionJob, as in the API. Fields that Sarto does not support are listed, so that they are refused by
+name."""
 
 from __future__ import annotations
 

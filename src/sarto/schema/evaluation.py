@@ -1,6 +1,6 @@
 """EvaluationConfig of a tuning job, its metrics, and the results per checkpoint.
 
-`evaluation_faults.py` says at create time what is wrong with a config; `engine/evaluation` runs it.
+`evaluation_validation.py` checks a config at create; `engine/evaluation` runs it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sarto.schema.wire import Boolean, Double, Int32, Message, ProtoEnum, Struct
 
 ROUGE_TYPES = frozenset({*(f"rouge{n}" for n in range(1, 10)), "rougeL", "rougeLsum"})
 RESPONSE_FIELDS = frozenset({"response", "prediction", "candidate_response"})
-"""Names under which a template may ask for the tuned model's answer."""
+"""Names of a template's field for the tuned model's answer."""
 ROW_FIELDS = frozenset({"prompt", "reference", "system_instruction"})
-"""What a template may ask of every row of a validation dataset."""
+"""Fields that every row of a validation dataset has."""
 BASELINE_FIELD = "baseline_model_response"
-"""Under this name a template may ask for the base model's answer."""
+"""Name of a template's field for the base model's answer."""
 COMPUTED_METRICS: dict[str, str] = {
     "exact_match": "exact_match",
     "bleu": "bleu",
@@ -32,7 +32,7 @@ COMPUTED_METRICS: dict[str, str] = {
     "json_valid": "json_valid",
     "json_field_accuracy": "json_field_accuracy",
 }
-"""Predefined metrics that are computed: name as it stands in `metricSpecName`, and the metric it is."""
+"""Predefined metrics that are computed: name in `metricSpecName`, and the metric."""
 JUDGED_METRICS = frozenset({
     "general_quality", "text_quality", "instruction_following", "grounding", "safety", "multi_turn_general_quality",
     "multi_turn_text_quality", "final_response_match", "final_response_reference_free", "coherence", "fluency",
@@ -187,7 +187,7 @@ class Metric(Message):
 
     @property
     def kind(self) -> str:
-        """Which spec is set, by its snake_case name; empty when none is."""
+        """The name of the spec that is set, in snake_case; empty if none is."""
         return next((name for name in self.ONEOFS["metric_spec"] if getattr(self, name) is not None), "")
 
 
@@ -255,36 +255,36 @@ class EvaluateDatasetRun(Message):
     error: Struct | None = None
 
 
-def rouge_type(given: str) -> str:
-    """The documented spelling of a ROUGE type; clients also send it in lower case, as in `rougelsum`."""
-    return next((name for name in ROUGE_TYPES if name.lower() == given.lower()), given)
+def rouge_type(requested: str) -> str:
+    """The documented spelling of a ROUGE type; clients also send it in lower case, such as `rougelsum`."""
+    return next((name for name in ROUGE_TYPES if name.lower() == requested.lower()), requested)
 
 
-def predefined_name(given: str) -> str:
+def predefined_name(requested: str) -> str:
     """The name of a predefined metric without its version; clients may send it in upper case."""
-    return METRIC_VERSION.sub("", given.lower())
+    return METRIC_VERSION.sub("", requested.lower())
 
 
 def metric_parameters(spec: PredefinedMetricSpec | ComputationBasedMetricSpec) -> dict[str, object]:
     """The free parameters under snake_case names."""
-    given = spec.metric_spec_parameters if isinstance(spec, PredefinedMetricSpec) else spec.parameters
-    return {to_snake(name): value for name, value in (given or {}).items()}
+    parameters = spec.metric_spec_parameters if isinstance(spec, PredefinedMetricSpec) else spec.parameters
+    return {to_snake(name): value for name, value in (parameters or {}).items()}
 
 
 def response_fields(metric: Metric) -> frozenset[str]:
-    """Names under which this metric's template may ask for the judged model's answer."""
+    """Names of this metric's template field for the judged model's answer."""
     own = metric.pairwise_metric_spec.candidate_response_field_name if metric.pairwise_metric_spec else ""
     return RESPONSE_FIELDS | ({own} - {""})
 
 
 def baseline_fields(metric: Metric) -> frozenset[str]:
-    """Names under which this metric's template may ask for the base model's answer."""
+    """Names of this metric's template field for the base model's answer."""
     own = metric.pairwise_metric_spec.baseline_response_field_name if metric.pairwise_metric_spec else ""
     return frozenset({BASELINE_FIELD, own} - {""})
 
 
 def judge_names(config: EvaluationConfig, path: str) -> list[tuple[str, str]]:
-    """(field, model) of every autorater that a config names; paths begin with `path`."""
+    """(field, model) of every autorater in a config; paths begin with `path`."""
     named = [(f"{path}.autorater_config.autorater_model", config.autorater_config)]
     for index, metric in enumerate(config.metrics):
         if metric.llm_based_metric_spec:
@@ -302,6 +302,6 @@ def is_judged(metric: Metric) -> bool:
 
 
 def metric_template(metric: Metric) -> str:
-    """The prompt template the user wrote; empty for a metric that has none."""
+    """The user's prompt template; empty for a metric without one."""
     spec = metric.pointwise_metric_spec or metric.pairwise_metric_spec or metric.llm_based_metric_spec
     return spec.metric_prompt_template if spec else ""

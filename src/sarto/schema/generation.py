@@ -1,5 +1,5 @@
-"""Content, Part and the generateContent messages. A kind of part that a text model cannot take has a field here, so
-that it is refused by name and never dropped."""
+"""Content, Part and the generateContent messages. A kind of part that a text model does not support has a field here,
+so that it is refused by name and never dropped."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Part(Message):
 
 
 class Content(Message):
-    """One turn: `role` is `user` or `model` (tool answers come as `user` or `function`)."""
+    """One turn: `role` is `user` or `model` (tool responses have `user` or `function`)."""
 
     role: Text = ""
     parts: list[Part] = Field(default_factory=list)
@@ -105,7 +105,8 @@ class Tool(Message):
 
 
 def refuse_hosted(tools: list[Tool]) -> None:
-    """Raises InvalidArgument for a tool of Google's. Asked before a request is passed on: an empty one is lost."""
+    """Raises InvalidArgument for a tool of Google's. Call it before a request is passed on, because an empty tool is
+    lost then."""
     for index, tool in enumerate(tools):
         for name in sorted(tool.model_fields_set - {"function_declarations"}):
             raise InvalidArgument.field(
@@ -187,7 +188,7 @@ class GenerationConfig(Message):
 
 
 class GenerateContentRequest(Message):
-    """`model` may also stand in the body, as some clients send it; the URL decides."""
+    """`model` may also be in the body, as some clients send it; the URL decides."""
 
     model: Text = ""
     contents: list[Content] = Field(default_factory=list)
@@ -276,3 +277,44 @@ class CountTokensResponse(Message):
     total_tokens: Int32 = 0
     total_billable_characters: Int32 | None = None
     prompt_tokens_details: list[ModalityTokenCount] = Field(default_factory=list)
+
+
+def append_chunk(whole: GenerateContentResponse, chunk: GenerateContentResponse) -> None:
+    """Add a chunk of a stream to the answer so far; all chunks together give what `generateContent` answers."""
+    whole.model_version, whole.response_id = chunk.model_version, chunk.response_id
+    whole.create_time = chunk.create_time
+    whole.usage_metadata = chunk.usage_metadata or whole.usage_metadata
+    for piece in chunk.candidates:
+        same = [candidate for candidate in whole.candidates if (candidate.index or 0) == (piece.index or 0)]
+        if same:
+            _join(same[0], piece)
+        else:
+            whole.candidates.append(piece)
+            whole.candidates.sort(key=lambda candidate: candidate.index or 0)
+
+
+def _join(candidate: Candidate, piece: Candidate) -> None:
+    candidate.finish_reason = piece.finish_reason or candidate.finish_reason
+    candidate.finish_message = piece.finish_message or candidate.finish_message
+    candidate.safety_ratings = piece.safety_ratings or candidate.safety_ratings
+    if piece.avg_logprobs is not None:
+        candidate.avg_logprobs = piece.avg_logprobs
+    if piece.logprobs_result is not None:
+        so_far = candidate.logprobs_result or LogprobsResult()
+        so_far.top_candidates += piece.logprobs_result.top_candidates
+        so_far.chosen_candidates += piece.logprobs_result.chosen_candidates
+        candidate.logprobs_result = so_far
+    content = candidate.content or Content(role="model")
+    for part in (piece.content or Content()).parts:
+        last = content.parts[-1] if content.parts else None
+        if last is not None and _is_plain_text(part) and not part.text:
+            continue
+        if last is not None and _is_plain_text(last) and _is_plain_text(part):
+            content.parts[-1] = Part(text=(last.text or "") + (part.text or ""))
+        else:
+            content.parts.append(part)
+    candidate.content = content
+
+
+def _is_plain_text(part: Part) -> bool:
+    return part.text is not None and not part.thought and part.function_call is None

@@ -1,4 +1,4 @@
-"""Model, Endpoint and their parts: the registry as clients read it."""
+"""Model, Endpoint and their parts, as in the API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExportOutputConfig(Message):
 class ExportModelRequest(Message):
     output_config: ExportOutputConfig | None = None
     checkpoint_id: Text = ""
-    """Ours: another checkpoint than the default one."""
+    """Sarto's own: a checkpoint other than the default."""
 
 
 class DeployedModelRef(Message):

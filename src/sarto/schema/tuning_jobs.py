@@ -1,11 +1,17 @@
-"""TuningJob and what hangs on it, as the tuning API writes them. Known fields that Sarto cannot honour are refused by
-name in `control/tuning_jobs.py`; they are listed here so that they are never mistaken for unknown ones."""
+"""TuningJob and its parts, as in the tuning API.
+
+Fields of the API that Sarto does not support are listed here, so that `control/jobs/validation.py` refuses them by
+name. `SPECS` has a line for each tuning method; `TuningJob.tuning_spec` is the spec of a job, of any method.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.generation import Content
@@ -106,10 +112,11 @@ class SupervisedHyperParameters(Message):
     learning_rate: Double | None = None
     adapter_size: AdapterSize | None = None
     batch_size: Int64 | None = None
+    beta: ClassVar[None] = None
 
 
 class SupervisedTuningSpec(Message):
-    """The documentation writes some of these under other names; both are read."""
+    """The documentation has other names for some fields; both are read."""
 
     SPELLINGS: ClassVar[dict[str, str]] = {
         "training_dataset": "training_dataset_uri",
@@ -123,6 +130,158 @@ class SupervisedTuningSpec(Message):
     export_last_checkpoint_only: Boolean | None = None
     evaluation_config: EvaluationConfig | None = None
     tuning_mode: TuningMode | None = None
+
+    @property
+    def parameters(self) -> SupervisedHyperParameters:
+        """The hyper-parameters; those of an empty message if the spec has none."""
+        return self.hyper_parameters or SupervisedHyperParameters()
+
+
+class PreferenceOptimizationHyperParameters(Message):
+    learning_rate: ClassVar[None] = None
+    batch_size: ClassVar[None] = None
+
+    beta: Double | None = None
+    epoch_count: Int64 | None = None
+    learning_rate_multiplier: Double | None = None
+    adapter_size: AdapterSize | None = None
+
+
+class PreferenceOptimizationSpec(Message):
+    SPELLINGS: ClassVar[dict[str, str]] = SupervisedTuningSpec.SPELLINGS
+    tuning_mode: ClassVar[None] = None
+
+    training_dataset_uri: Text = ""
+    validation_dataset_uri: Text = ""
+    hyper_parameters: PreferenceOptimizationHyperParameters | None = None
+    export_last_checkpoint_only: Boolean | None = None
+    evaluation_config: EvaluationConfig | None = None
+
+    @property
+    def parameters(self) -> PreferenceOptimizationHyperParameters:
+        """The hyper-parameters; those of an empty message where the spec has none."""
+        return self.hyper_parameters or PreferenceOptimizationHyperParameters()
+
+
+TuningSpec = SupervisedTuningSpec | PreferenceOptimizationSpec
+"""The spec of any method. A spec without one of these fields declares it as a ClassVar that is None."""
+HyperParameters = SupervisedHyperParameters | PreferenceOptimizationHyperParameters
+"""The hyper-parameters of any method, in the same way."""
+
+
+DataFormat = Literal["auto", "translation", "preference"]
+"""The names in `conversations/examples.py`."""
+
+
+@dataclass(frozen=True)
+class SpecRow:
+    """The API side of one tuning method."""
+
+    method: str
+    """Its name in a run's spec."""
+    message: type[SupervisedTuningSpec] | type[PreferenceOptimizationSpec]
+    field: str
+    """The field of TuningJob that holds its spec."""
+    data_stats: str
+    """The field of TuningDataStats that holds its statistics."""
+    data_format: DataFormat
+    """Form of the lines of its datasets."""
+    tune_type: str
+    """The label `tune-type` of its models."""
+    client_name: str
+    """Its name in Google's clients."""
+    train_series: dict[str, str]
+    """The time series of its steps: name → field of the run's StepMetrics."""
+    eval_series: dict[str, str]
+    """The time series of its validation passes: name → field of the run's EvalMetrics."""
+
+    default_beta: float | None = None
+    """None for a method without a beta."""
+    rate_share: float = 1.0
+    """Factor on the learning rate that is recommended for supervised tuning of a base model."""
+    warmup_fraction: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+
+    def reads(self, kind: str) -> bool:
+        """Whether it tunes models of this kind; translation models have rows of their own form."""
+        return kind != "translation" or self.data_format == "auto"
+
+    def format_for(self, kind: str) -> DataFormat:
+        """`data_format`, except for translation models, whose rows have their own form."""
+        return "translation" if kind == "translation" and self.reads(kind) else self.data_format
+
+    @cached_property
+    def key(self) -> str:
+        """`field` in JSON."""
+        return to_camel(self.field)
+
+    @cached_property
+    def data_stats_key(self) -> str:
+        """`data_stats` in JSON."""
+        return to_camel(self.data_stats)
+
+
+SPECS: dict[str, SpecRow] = {
+    "supervised": SpecRow(
+        method="supervised",
+        message=SupervisedTuningSpec,
+        field="supervised_tuning_spec",
+        data_stats="supervised_tuning_data_stats",
+        data_format="auto",
+        tune_type="sft",
+        client_name="SUPERVISED_FINE_TUNING",
+        train_series={
+            "/train_total_loss": "loss",
+            "/train_fraction_of_correct_next_step_preds": "accuracy",
+            "/train_num_predictions": "supervised_tokens",
+        },
+        eval_series={
+            "/eval_total_loss": "loss",
+            "/eval_fraction_of_correct_next_step_preds": "accuracy",
+            "/eval_num_predictions": "supervised_tokens",
+        },
+    ),
+    "preference": SpecRow(
+        method="preference",
+        message=PreferenceOptimizationSpec,
+        field="preference_optimization_spec",
+        data_stats="preference_optimization_data_stats",
+        data_format="preference",
+        tune_type="preference",
+        client_name="PREFERENCE_TUNING",
+        default_beta=0.1,
+        rate_share=0.1,
+        warmup_fraction=0.1,
+        train_series={
+            "/preference_optimization_train_loss": "loss",
+            "/train_reward_accuracy": "accuracy",
+            "/train_reward_margin": "margin",
+            "/train_chosen_log_probability": "chosen_logp",
+            "/train_rejected_log_probability": "rejected_logp",
+        },
+        eval_series={
+            "/eval_total_loss": "loss",
+            "/eval_reward_accuracy": "accuracy",
+            "/eval_reward_margin": "margin",
+            "/eval_chosen_log_probability": "chosen_logp",
+            "/eval_rejected_log_probability": "rejected_logp",
+        },
+    ),
+}
+"""The table of specs: a line for each implemented method, by its name. New lines come last, because their order decides
+the ids of an experiment's time series."""
+
+
+def spec_row(resource: dict[str, Any]) -> SpecRow | None:
+    """The method of a job's JSON; None for a job without an implemented spec, and for any other resource."""
+    return next((row for row in SPECS.values() if row.key in resource), None)
+
+
+def spec_of(resource: dict[str, Any]) -> dict[str, Any]:
+    """The spec in a job's JSON, of any method; empty if `spec_row` returns None."""
+    row = spec_row(resource)
+    spec: dict[str, Any] = resource[row.key] if row else {}
+    return spec
 
 
 class PreTunedModel(Message):
@@ -164,10 +323,52 @@ class SupervisedTuningDataStats(Message):
     dropped_example_reasons: list[Text] = Field(default_factory=list)
 
 
+class PlainBucket(Message):
+    count: Int64 | None = None
+    left: Double = 0.0
+    right: Double = 0.0
+
+
+class PlainDistribution(Message):
+    """The API's DatasetDistribution; that of supervised tuning is another message, with an integer sum."""
+
+    sum: Double | None = None
+    min: Double | None = None
+    max: Double | None = None
+    mean: Double | None = None
+    median: Double | None = None
+    p5: Double | None = None
+    p95: Double | None = None
+    buckets: list[PlainBucket] = Field(default_factory=list)
+
+
+class PreferenceCompletion(Message):
+    score: Double | None = None
+    completion: Content | None = None
+
+
+class PreferencePair(Message):
+    contents: list[Content] = Field(default_factory=list)
+    completions: list[PreferenceCompletion] = Field(default_factory=list)
+
+
+class PreferenceOptimizationDataStats(Message):
+    tuning_dataset_example_count: Int64 | None = None
+    tuning_step_count: Int64 | None = None
+    total_billable_token_count: Int64 | None = None
+    user_input_token_distribution: PlainDistribution | None = None
+    user_output_token_distribution: PlainDistribution | None = None
+    scores_distribution: PlainDistribution | None = None
+    score_variance_per_example_distribution: PlainDistribution | None = None
+    user_dataset_examples: list[PreferencePair] = Field(default_factory=list)
+    dropped_example_indices: list[Int64] = Field(default_factory=list)
+    dropped_example_reasons: list[Text] = Field(default_factory=list)
+
+
 class TuningDataStats(Message):
     supervised_tuning_data_stats: SupervisedTuningDataStats | None = None
     distillation_data_stats: Struct | None = None
-    preference_optimization_data_stats: Struct | None = None
+    preference_optimization_data_stats: PreferenceOptimizationDataStats | None = None
     reinforcement_tuning_data_stats: Struct | None = None
 
 
@@ -184,14 +385,25 @@ class TunedModel(Message):
     checkpoints: list[TunedModelCheckpoint] = Field(default_factory=list)
 
 
+class DatasetVersion(Message):
+    """The version of an object that a job reads, in the storage API's terms."""
+
+    uri: Text = ""
+    generation: Int64 | None = None
+    md5_hash: Text = ""
+
+
 class TuningJobMetadata(Message):
-    """Progress, and (ours) the values the service resolved, so that nothing it chose stays hidden."""
+    """Progress, and (Sarto's own) all values that the service chose."""
 
     completed_epoch_count: Int64 | None = None
     completed_step_count: Int64 | None = None
     total_step_count: Int64 | None = None
     effective_parameters: Struct | None = None
     throughput: Struct | None = None
+    datasets: list[DatasetVersion] = Field(default_factory=list)
+    warnings: list[Text] = Field(default_factory=list)
+    """Warnings for the user before the model is used."""
 
 
 class TuningJob(Message):
@@ -237,7 +449,7 @@ class TuningJob(Message):
     gcs_metrics_uri: Text = ""
     pipeline_job: Text = ""
     supervised_tuning_spec: SupervisedTuningSpec | None = None
-    preference_optimization_spec: Struct | None = None
+    preference_optimization_spec: PreferenceOptimizationSpec | None = None
     distillation_spec: Struct | None = None
     reinforcement_tuning_spec: Struct | None = None
     partner_model_tuning_spec: Struct | None = None
@@ -247,6 +459,34 @@ class TuningJob(Message):
     distillation_sampling_spec: Struct | None = None
     satisfies_pzs: Boolean | None = None
     satisfies_pzi: Boolean | None = None
+
+    @property
+    def spec_row(self) -> SpecRow | None:
+        """The method of the job; None if no spec of an implemented method is set."""
+        return next((row for row in SPECS.values() if getattr(self, row.field) is not None), None)
+
+    @property
+    def tuning_spec(self) -> TuningSpec | None:
+        """The spec of the job, of any method."""
+        row = self.spec_row
+        spec: TuningSpec | None = getattr(self, row.field) if row else None
+        return spec
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it tunes all weights."""
+        spec = self.tuning_spec
+        return spec is not None and spec.tuning_mode is TuningMode.TUNING_MODE_FULL
+
+    @property
+    def spec_field(self) -> str:
+        """The field of `tuning_spec`, for messages; that of the first method if there is none."""
+        return (self.spec_row or next(iter(SPECS.values()))).field
+
+    def with_spec(self, spec: TuningSpec) -> TuningJob:
+        """The job with this spec, in the field of its method."""
+        row = next(row for row in SPECS.values() if isinstance(spec, row.message))
+        return self.model_copy(update={row.field: spec})
 
 
 class TunedModelRef(Message):

@@ -1,3 +1,2 @@
-"""The doorway to generation, free of torch: `generator` (the seam), `worker_client` (a `Generator` that owns a child
-process), `protocol` (what the two say to each other), `worker` (the child's entry point, the one file here that
-loads the engine)."""
+"""Generation without torch in this process: `generator` (the protocol), `worker.client` (a `Generator` that owns a
+child process), `protocol` (their frames), `worker.program` (the child, the only module here that loads the engine)."""

@@ -1,8 +1,8 @@
-"""How the server and its generation worker talk: frames over one connection, many requests at once.
+"""Protocol between the server and its generation worker: frames over one connection, many requests at once.
 
 A frame is four bytes of length (big endian) and that many bytes of JSON. Client to worker: `{"id", "call", "target",
 "request"}` opens a request, `{"id", "cancel": true}` drops it. Worker to client: `{"id", "chunk"}` any number of times,
-then `{"id", "end": true}` or `{"id", "error": google.rpc.Status}`. Both sides of the doorway use this file.
+then `{"id", "end": true}` or `{"id", "error": google.rpc.Status}`. Both sides use this module.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
+from sarto.contract.common import BaseWeights
 from sarto.errors import InvalidArgument, PayloadTooLarge
-from sarto.schema.runs import BaseWeights
 from sarto.serving.generator import Target
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
-"""A data report over a large dataset is the largest thing that crosses; a longer frame is a fault."""
+"""Longest frame, above the size of the largest message, a data report over a large dataset."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -28,7 +28,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """The next message. Raises IncompleteReadError when the other side is gone."""
+    """The next message. Raises IncompleteReadError when the connection is closed."""
     size = int.from_bytes(await reader.readexactly(4), "big")
     if size > MAX_FRAME_BYTES:
         raise InvalidArgument(f"A frame of {size} bytes exceeds {MAX_FRAME_BYTES}.")
@@ -44,10 +44,11 @@ def write_target(target: Target | None) -> dict[str, Any] | None:
         "base": target.base.model_dump(),
         "adapterFolder": target.adapter_folder,
         "adapterDigest": target.adapter_digest,
+        "tenant": target.tenant,
     }
 
 
 def read_target(value: dict[str, Any] | None) -> Target | None:
     if value is None:
         return None
-    return Target(BaseWeights(**value["base"]), value["adapterFolder"], value["adapterDigest"])
+    return Target(BaseWeights(**value["base"]), value["adapterFolder"], value["adapterDigest"], value["tenant"])

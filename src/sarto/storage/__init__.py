@@ -1,1 +1,1 @@
-"""Where bytes live. Read `database` and `tables`, then `buckets`."""
+"""Storage of rows and bytes. Read `database` and its `tables`, then `buckets`."""

@@ -1,7 +1,7 @@
-"""The folder with the bytes that a database's rows name, and that it is that folder and no other.
+"""The data folder: the files that the rows of a database name. Checks that folder and database belong together.
 
-Both hold the same id. A server that opened another folder would find none of the files, and its collection of leftovers
-would take the files of a foreign database for leftovers.
+Both have the same id. With another folder a server would find none of its files, and its retention would remove the
+files of the other database.
 """
 
 from __future__ import annotations
@@ -13,40 +13,35 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from sarto.errors import FailedPrecondition
-from sarto.storage.database import Database
-from sarto.storage.tables import meta
+from sarto.storage.database.database import Database
+from sarto.storage.database.tables import meta
+from sarto.system.files import write_whole
 
 ID_FILE = "data.id"
 ID_KEY, PATH_KEY = "data_folder.id", "data_folder.path"
 
 
 def claim(database: Database, folder: Path) -> None:
-    """Mark a new pair of database and folder as belonging together, or see that they do. Raises FailedPrecondition."""
+    """Store an id in a new pair of database and folder, or check the ids of an existing pair. Raises
+    FailedPrecondition."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with database.transaction() as connection:
-        known, place = _read(connection, ID_KEY), _read(connection, PATH_KEY)
-        found = _written(folder)
-        if known and found != known:
+        known, path = _read(connection, ID_KEY), _read(connection, PATH_KEY)
+        identity = _written(folder)
+        if known and identity != known:
             raise FailedPrecondition(
-                f"The database belongs to the data folder {place}, and {folder} is not that folder. Servers that share"
-                " a database share its data folder too: set data_folder to it, on every one."
+                f"The database belongs to the data folder that was last at {path}, and {folder} is another one."
+                " Servers that share a database share its data folder too: set data_folder to it, on every one."
             )
-        if not known and found and _holds_objects(folder):
+        if not known and identity and _holds_objects(folder):
             raise FailedPrecondition(
                 f"The folder {folder} holds the objects of another database, and this one is new. Name that database"
                 f" with database_url, or another folder; to give those objects up, remove {folder / 'objects'}."
             )
-        if not database.is_sqlite and place and place != str(folder):
-            raise FailedPrecondition(
-                f"The servers of this database have the data folder at {place}; have it there too, not at {folder}:"
-                " rows name files by their whole path."
-            )
         if not known:
-            known = found or secrets.token_hex(16)
-            if not found:
-                part = folder / f".{ID_FILE}.{secrets.token_hex(4)}"
-                part.write_text(f"{known}\n")
-                part.replace(folder / ID_FILE)
+            known = identity or secrets.token_hex(16)
+            if not identity:
+                write_whole(folder / ID_FILE, f"{known}\n".encode())
             connection.execute(meta.insert().values(key=ID_KEY, value=known))
         connection.execute(meta.delete().where(meta.c.key == PATH_KEY))
         connection.execute(meta.insert().values(key=PATH_KEY, value=str(folder)))

@@ -45,6 +45,24 @@ async function fault(call) {
   return null;
 }
 
+// Two questions to a chat that takes whole answers, and to one that takes them in pieces.
+async function chat(model, ends = false) {
+  const config = { temperature: 0, maxOutputTokens: 12, seed: 1 };
+  if (ends) config.stopSequences = [(await ai.models.generateContent({ model, contents: 'q0', config })).text.slice(4, 6)];
+  const [one, other] = [ai.chats.create({ model, config }), ai.chats.create({ model, config })];
+  const seen = { texts: [], streamed: [], tokens: [], streamedTokens: [] };
+  for (const message of ['q0', 'q1']) {
+    const answer = await one.sendMessage({ message });
+    seen.texts.push(answer.text ?? '');
+    seen.tokens.push(answer.usageMetadata.promptTokenCount);
+    const pieces = [];
+    for await (const piece of await other.sendMessageStream({ message })) pieces.push(piece);
+    seen.streamed.push(pieces.map((p) => p.text ?? '').join(''));
+    seen.streamedTokens.push(pieces.at(-1).usageMetadata.promptTokenCount);
+  }
+  return { ...seen, history: [one, other].map((each) => each.getHistory(true).length >= 4) };
+}
+
 async function whole() {
   const made = await tune({ epochCount: 2, adapterSize: 'ADAPTER_SIZE_TWO', tunedModelDisplayName: 'from node', labels: { flow: 'node' } });
   const long = await tune({ epochCount: 200 });
@@ -65,6 +83,7 @@ async function whole() {
     models: (await all(ai.models.list({ config: { queryBase: false } }))).map((m) => m.name),
     base: (await all(ai.models.list({ config: { queryBase: true } }))).map((m) => m.name),
     checkpoints: registered.checkpoints.map((c) => c.checkpointId),
+    chats: [await chat(model), await chat(BASE_MODEL, true)],
     text: answer.text,
     streamed: pieces.map((p) => p.text ?? '').join(''),
     promptTokens: answer.usageMetadata.promptTokenCount,

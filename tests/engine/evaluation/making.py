@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from sarto.engine.evaluation.answers import Answer
-from sarto.engine.evaluation.asking import Generate
+from sarto.engine.evaluation.generate import Generate
 from sarto.engine.evaluation.rows import EvaluationRow, rows_from
 from sarto.schema.generation import Candidate, Content, GenerateContentRequest, GenerateContentResponse, Part
 

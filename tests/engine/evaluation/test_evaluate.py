@@ -12,16 +12,16 @@ from google.cloud import aiplatform_v1beta1
 from google.protobuf import json_format
 
 from sarto.engine.evaluation.answers import Answer
-from sarto.engine.evaluation.asking import answer_rows
-from sarto.engine.evaluation.evaluate import (
+from sarto.engine.evaluation.evaluate_dataset import (
     AGGREGATION_FILE,
     ROW_FILE,
     compute_rows,
     evaluate_dataset,
     score_rows,
 )
-from sarto.engine.evaluation.judge import JudgeMetric, ScoreScale, judge_rows
-from sarto.engine.evaluation.plan import judge_models, plan_metrics
+from sarto.engine.evaluation.generate import answer_rows
+from sarto.engine.evaluation.metrics.judge import JudgeMetric, ScoreScale, judge_rows
+from sarto.engine.evaluation.metrics.plan import judge_models, plan_metrics
 from sarto.engine.evaluation.rows import default_generation_config, rows_from
 from sarto.errors import InvalidArgument, ResourceExhausted, Unavailable
 from sarto.schema.evaluation import JUDGED_METRICS, EvaluateDatasetRun, EvaluationConfig
@@ -154,8 +154,8 @@ def test_an_unreachable_judge_is_in_the_runs_error_and_the_computed_metrics_stil
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"judges": {}}, "no model answers for the autorater"),
-        ({"baseline": None}, "asks for the base model's answer"),
+        ({"judges": {}}, "There is no model for the autorater"),
+        ({"baseline": None}, "needs the base model's answer"),
         (
             {"answers": [Answer(line, error={"code": 8, "message": "full"}) for line in range(1, 5)]},
             "no row;",
@@ -202,7 +202,7 @@ def test_raw_output_is_in_the_rows_and_has_no_aggregate(tmp_path: Path):
         ({"computationBasedMetricSpec": {}}, "type", "EXACT_MATCH"),
         ({"computationBasedMetricSpec": {"type": "ROUGE", "parameters": {"rouge_type": "r"}}}, "rouge_type", "rougeL"),
         ({"rougeSpec": {"rougeType": "rouge0"}}, "rouge_type", "rouge1"),
-        ({"customCodeExecutionSpec": {}}, "custom_code_execution_spec", "not run"),
+        ({"customCodeExecutionSpec": {}}, "custom_code_execution_spec", "not supported"),
         ({"llmBasedMetricSpec": {"metricPromptTemplate": "{response}", "rubricGroupKey": "k"}}, "rubric", "rubrics"),
         (
             {"pairwiseMetricSpec": {"metricPromptTemplate": "{response}{baseline_model_response}"},
@@ -218,6 +218,12 @@ def test_bad_metrics_are_refused_by_field(metric: dict[str, Any], field: str, wo
     with pytest.raises(InvalidArgument) as caught:
         plan_metrics(config.metrics)
     assert any(field in v.field and words in v.description for v in caught.value.violations), caught.value.message
+
+
+def test_a_template_of_any_length_is_refused_by_its_length():
+    spec = {"pointwiseMetricSpec": {"metricPromptTemplate": "{response}" * 10_001}}
+    with pytest.raises(InvalidArgument, match="100,000 characters; this has 100,010"):
+        plan_metrics(EvaluationConfig.read({"metrics": [spec]}).metrics)
 
 
 def test_zero_metrics_are_refused():
@@ -273,7 +279,7 @@ def test_answers_come_in_order_within_the_limit_and_failures_cost_their_row():
         answer_rows(ROWS, generate, concurrency=2, pauses=(), on_answer=lambda answer: heard.append(answer.line))
     )
     assert [answer.text for answer in found] == ["SAY ONE.", "", "SAY THREE.", "SAY FOUR."]
-    assert found[1].error == {"code": 13, "message": "the model call failed: RuntimeError"}
+    assert found[1].error == {"code": 13, "message": "The model call failed: RuntimeError"}
     assert found[0].finish_reason == "STOP"
     assert most == 2
     assert sorted(heard) == [1, 2, 3, 4]

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sarto.engine.evaluation.answers import Answer
-from sarto.engine.evaluation.asking import Generate
-from sarto.engine.evaluation.job import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
+from sarto.engine.evaluation.generate import Generate
+from sarto.engine.evaluation.job_evaluation import CheckpointMeasures, JobEvaluation, evaluate_checkpoint, report_job
 from sarto.errors import Unavailable
 from sarto.schema.evaluation import EvaluationConfig
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse

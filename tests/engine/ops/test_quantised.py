@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sarto.engine.families.matrices import Packed
+from sarto.engine.models.matrices import Packed
+from sarto.engine.ops.eager_kernels import EagerKernels
 from sarto.engine.ops.fused import FusedOperations
-from sarto.engine.ops.kernels import EagerKernels
-from sarto.engine.ops.plain import LoraWeights, Operations, PlainOperations
+from sarto.engine.ops.operands import bordered
 from sarto.engine.ops.quantised import BLOCK, NF4, QUANTISATIONS, Quantisation, pack, rounded, unpack
+from sarto.engine.ops.reference import LoraWeights, Operations, PlainOperations
 
 KINDS = pytest.mark.parametrize("kind", QUANTISATIONS)
 
@@ -56,10 +57,9 @@ def test_a_product_with_a_packed_matrix_is_that_with_its_rounded_values(kind: Qu
     cuts, inputs, outputs, rank = ((0, 10), (22, 14)), 64, 36, 4
     weight, x0, a0 = draw(outputs, inputs), draw(50, inputs), draw(2 * rank, inputs)
     b0 = [draw(rows, rank) for _, rows in cuts]
-    bordered = torch.zeros(outputs + 2 * rank, inputs + 2 * rank)
-    bordered[:outputs, :inputs] = rounded(weight, kind)
+    matrix = bordered(rounded(weight, kind), 2 * rank)
     found = []
-    for kept, frozen in ((bordered, None), (None, Packed(weight, kind))):
+    for kept, frozen in ((matrix, None), (None, Packed(weight, kind))):
         x, a, *b = (torch.nn.Parameter(each.clone()) for each in (x0, a0, *b0))
         weights = LoraWeights(kept, None, outputs, inputs, rank, 0.5, cuts, a, tuple(b), frozen)
         y = ops.lora(x, weights)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sarto.contract.common import BaseWeights
 from sarto.errors import InvalidArgument, ResourceExhausted, Unavailable
 from sarto.schema.generation import GenerateContentRequest
-from sarto.schema.runs import BaseWeights
+from tests.control.homes import wait_until
 from tests.serving.making import Asker, make_adapter, parts_of, request, running_engine, text_of, tokens_of
 from tests.tiny import make_tiny_base
 
@@ -145,6 +147,19 @@ def test_adapters_do_not_share_prefixes(asker: Asker, base: BaseWeights, tmp_pat
     assert "cachedContentTokenCount" not in chunks[-1]["usageMetadata"]
 
 
+def known_of(chunks: list[dict[str, Any]]) -> int:
+    return int(chunks[-1]["usageMetadata"].get("cachedContentTokenCount", 0))
+
+
+def test_no_tenant_finds_remembered_what_another_one_asked_of_the_same_base(asker: Asker, base: BaseWeights) -> None:
+    asked = request("What a tenant asks is nobody else's business, however long it may be. " * 3)
+    numbers = [asker.send(base, asked, tenant=tenant) for tenant in ("alpha", "beta", "beta", "delta")]
+    at_once = [known_of(chunks) for chunks in asker.wait(numbers).values()]
+    assert at_once[:2] == [0, 0] and at_once[2] > 0 and at_once[3] == 0
+    later = [known_of(asker.ask(base, asked, tenant=tenant)) for tenant in ("gamma", "alpha", "alph")]
+    assert later[0] == later[2] == 0 < later[1]
+
+
 def test_a_cancelled_request_frees_its_place(base: BaseWeights) -> None:
     with running_engine(max_rows=1) as asker:
         first = asker.send(base, request(maxOutputTokens=1900))
@@ -167,6 +182,33 @@ def test_a_full_queue_is_refused_with_a_retry_hint(base: BaseWeights) -> None:
         with pytest.raises(ResourceExhausted) as refused:
             asker.send(base, request())
     assert refused.value.details[0]["retryDelay"].endswith("s")
+
+
+def test_a_full_queue_makes_room_for_a_project_that_has_less_in_it(base: BaseWeights) -> None:
+    with running_engine(max_rows=1, queue_limit=4) as asker:
+        running = asker.send(base, request(maxOutputTokens=1900), tenant="greedy")
+        asker.first_chunk()
+        greedy = [asker.send(base, request(maxOutputTokens=1), tenant="greedy") for _ in range(4)]
+        with pytest.raises(ResourceExhausted):
+            asker.send(base, request(), tenant="greedy")
+        modest = asker.send(base, request(maxOutputTokens=2), tenant="modest")
+        with pytest.raises(ResourceExhausted, match="waiting already"):
+            asker.wait([greedy[-1]])
+        asker.engine.cancel(running)
+        asker.wait([*greedy[:-1], modest])
+
+
+def test_projects_take_turns_whatever_waits_before_them(base: BaseWeights) -> None:
+    with running_engine(max_rows=1) as asker:
+        running = asker.send(base, request(maxOutputTokens=1900), tenant="greedy")
+        asker.first_chunk()
+        greedy = [asker.send(base, request(maxOutputTokens=200), tenant="greedy") for _ in range(6)]
+        modest = asker.send(base, request(maxOutputTokens=1), tenant="modest")
+        asker.engine.cancel(running)
+        asker.wait([modest])
+        assert asker.engine.metrics()["bases"][0]["waiting"] >= 4
+        for number in greedy:
+            asker.engine.cancel(number)
 
 
 def test_memory_admits_one_after_the_other(base: BaseWeights) -> None:
@@ -238,3 +280,14 @@ def test_requests_that_arrive_together_compute_a_shared_beginning_once(base: Bas
     assert all(tokens >= len(system) // 2 for tokens in known[1:])
     with running_engine() as asker:
         assert texts == [text_of(asker.ask(base, request(f"{system} Question {n}"))) for n in range(5)]
+
+
+def test_a_model_of_few_requests_is_unloaded_when_idle_and_loaded_again(base: BaseWeights) -> None:
+    own = base.model_copy(update={"digest": "full-1"})
+    with running_engine(dtype="bfloat16", idle_seconds=0.3) as asker:
+        asker.ask(base, request())
+        whole = text_of(asker.ask(own, request()))
+        assert len(asker.engine.metrics()["bases"]) == 2
+        wait_until(lambda: len(asker.engine.metrics()["bases"]) == 1)
+        assert asker.engine.metrics()["bases"][0]["base"] == base.name and "full-1" not in asker.engine._texts
+        assert text_of(asker.ask(own, request())) == whole

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sarto.engine.families.decoder import GROUPS, Decoder, NoAdapters
-from sarto.engine.families.load import load_base
-from sarto.engine.ops.choose import choose_operations
-from sarto.engine.serving.certificate import certify
-from sarto.engine.serving.panels import PanelMatrix
-from sarto.engine.serving.products import _Packed, _Plain
-from sarto.schema.runs import BaseWeights
-from tests.parity.test_certificate import rows, trainer_of
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.decoder import GROUPS, Decoder
+from sarto.engine.models.load import load_base
+from sarto.engine.ops.select import choose_operations
+from sarto.engine.serving.linear import _PlainProduct, product_in_torch
+from sarto.engine.serving.linear_panels import PanelMatrix
+from sarto.engine.serving.parity import certify
 from tests.parity.test_decoder import OneSequence
+from tests.parity.test_parity import rows, trainer_of
 from tests.serving.making import make_adapter, request, running_engine, tokens_of
-from tests.tiny import make_tiny_base
+from tests.tiny import NoAdapters, make_tiny_base
 
 CPU = torch.device("cpu")
 
@@ -99,5 +99,6 @@ def test_what_cannot_be_lent_is_left_alone(base: BaseWeights, tmp_path: Path) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_form_of_a_matrix_leads_back_to_it(dtype: torch.dtype) -> None:
     plain = torch.randn(50, 64).to(dtype)
-    forms = [_Plain(plain, None), _Packed(plain, None), PanelMatrix.of(plain, None)]
+    packed = product_in_torch(dtype, torch.device("cpu"))(plain, None)
+    forms = [_PlainProduct(plain, None), packed, PanelMatrix.of(plain, None)]
     assert all(torch.equal(form.plain(), plain) for form in forms)

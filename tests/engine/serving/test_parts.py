@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sarto.engine.data.tokenizer import ChatTokenizer
-from sarto.engine.families.load import load_base
-from sarto.engine.serving.adapters import AdapterKey, ResidentAdapters
-from sarto.engine.serving.cache import PREFIX_TOKENS, CacheShape, Lane, PrefixCache, width_for
-from sarto.engine.serving.memory import available_bytes
-from sarto.engine.serving.products import Products
-from sarto.engine.serving.rows import compiled_rows
-from sarto.engine.serving.sampling import Sampler, Sampling, sample
-from sarto.engine.serving.text import TextStream
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.load import load_base
+from sarto.engine.ops.lora_rows import compiled_rows
+from sarto.engine.rendering.tokenizer import ChatTokenizer
+from sarto.engine.serving.adapter_pool import AdapterKey, ResidentAdapters
+from sarto.engine.serving.kv_cache import PREFIX_TOKENS, CacheShape, Lane, PrefixCache, width_for
+from sarto.engine.serving.linear import Products
+from sarto.engine.serving.request import Sampling
+from sarto.engine.serving.sampling import Sampler, sample
+from sarto.engine.serving.text_stream import TextStream
 from sarto.errors import InvalidArgument
-from sarto.schema.runs import BaseWeights
 from tests.serving.making import make_adapter, request, running_engine, text_of
 from tests.tiny import make_tiny_base
 
@@ -185,17 +185,6 @@ def test_an_adapter_that_cannot_be_read_or_does_not_fit_is_refused(base: BaseWei
             asker.ask(base, request(), key)
         with pytest.raises(InvalidArgument, match="cannot be read"):
             asker.ask(base, request(), AdapterKey("missing", str(tmp_path / "nowhere")))
-
-
-def test_free_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 1000 kB\n")
-    assert available_bytes(meminfo, tmp_path) == 1_024_000
-    (tmp_path / "memory.max").write_text("max")
-    (tmp_path / "memory.current").write_text("100")
-    assert available_bytes(meminfo, tmp_path) == 1_024_000
-    (tmp_path / "memory.max").write_text("300100\n")
-    assert available_bytes(meminfo, tmp_path) == 300_000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

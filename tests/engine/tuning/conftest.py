@@ -8,16 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sarto.engine.data.batches import Tokenized
-from sarto.engine.tuning.session import Rows
-from sarto.schema.runs import BaseWeights, ChosenParameters, DatasetRef, RunSpec, TuningParameters
+from sarto.contract.common import BaseWeights, DatasetRef, TuningParameters
+from sarto.contract.tuning_run import ChosenParameters, RunSpec
+from sarto.engine.tuning.packing import TokenizedExample
+from sarto.engine.tuning.session import TokenisedDataset
 from tests.tiny import make_tiny_base
 
 
 class MemoryExamples:
     """Rows held in memory; the shape of a token store."""
 
-    def __init__(self, rows: list[Tokenized]) -> None:
+    def __init__(self, rows: list[TokenizedExample]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -32,8 +33,11 @@ class MemoryExamples:
     def line(self, index: int) -> int:
         return self.rows[index].line
 
+    def reference(self, index: int) -> float:
+        return self.rows[index].reference
 
-def make_rows(count: int = 8, seed: int = 0, longest: int = 30) -> Rows:
+
+def make_rows(count: int = 8, seed: int = 0, longest: int = 30) -> TokenisedDataset:
     """A shared prompt, an own part, a reply to learn."""
     random = np.random.default_rng(seed)
     prompt = random.integers(0, 256, 8)
@@ -42,8 +46,8 @@ def make_rows(count: int = 8, seed: int = 0, longest: int = 30) -> Rows:
         own, reply = (random.integers(0, 256, n) for n in random.integers(2, longest // 2, 2))
         tokens = np.concatenate([prompt, own, reply]).astype(np.uint32)
         mask = np.arange(len(tokens)) >= len(prompt) + len(own)
-        rows.append(Tokenized(tokens, mask, index + 1))
-    return Rows(MemoryExamples(rows), np.array([len(row.tokens) for row in rows]), f"rows-{seed}-{count}")
+        rows.append(TokenizedExample(tokens, mask, index + 1))
+    return TokenisedDataset(MemoryExamples(rows), np.array([len(row.tokens) for row in rows]), f"rows-{seed}-{count}")
 
 
 def make_spec(base: BaseWeights, folder: Path, **fields: object) -> RunSpec:
@@ -51,6 +55,7 @@ def make_spec(base: BaseWeights, folder: Path, **fields: object) -> RunSpec:
     given: dict[str, object] = {
         "job": "projects/1/locations/us-central1/tuningJobs/7",
         "epoch": 1,
+        "method": "supervised",
         "run_folder": str(folder),
         "base": base,
         "training_dataset": dataset,

@@ -9,16 +9,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sarto.engine import lora
-from sarto.engine.families.load import load_base
-from sarto.engine.lora import AdapterShape, LoraAdapter
-from sarto.engine.tuning import checkpoint
-from sarto.engine.tuning.checkpoint import Cursor, export, load_resume_point, save_resume_point
-from sarto.engine.tuning.journal import Journal
-from sarto.engine.tuning.memory import LADDER, LOW_MEMORY, StepShape, choose_memory, free_memory_bytes, step_bytes
-from sarto.engine.tuning.supervised import MemoryPlan
+from sarto.contract.common import BaseWeights
+from sarto.contract.tuning_run import EvalMetrics, StepMetrics
+from sarto.engine.host_memory import free_memory_bytes
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.load import load_base
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.tuning import checkpoint_files
+from sarto.engine.tuning.checkpoint_files import ResumeHeader, export, load_resume_point, save_resume_point
+from sarto.engine.tuning.memory_plan import LADDER, LOW_MEMORY, StepShape, choose_memory, step_bytes
+from sarto.engine.tuning.methods import METHODS
+from sarto.engine.tuning.packing import MemoryPlan
+from sarto.engine.tuning.progress_log import ProgressLog
+from sarto.engine.weights import peft
 from sarto.errors import Internal, ResourceExhausted
-from sarto.schema.runs import BaseWeights, EvalMetrics, StepMetrics
 
 
 def make_step(number: int, loss: float) -> StepMetrics:
@@ -29,11 +33,11 @@ def make_step(number: int, loss: float) -> StepMetrics:
 
 
 def test_tensorboard_reads_the_events_under_the_documented_names(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, None)
-    journal.step(make_step(1, 2.5))
-    journal.step(make_step(1000, 1.25))
-    journal.evaluation(EvalMetrics(step=1000, epoch=1, loss=1.5, accuracy=0.25, supervised_tokens=70))
-    journal.close()
+    progress_log = ProgressLog(tmp_path, None, METHODS["supervised"])
+    progress_log.step(make_step(1, 2.5))
+    progress_log.step(make_step(1000, 1.25))
+    progress_log.evaluation(EvalMetrics(step=1000, epoch=1, loss=1.5, accuracy=0.25, supervised_tokens=70))
+    progress_log.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
@@ -46,21 +50,21 @@ def test_tensorboard_reads_the_events_under_the_documented_names(tmp_path: Path)
     assert {"/eval_total_loss", "/eval_num_predictions"} <= set(events.Tags()["scalars"])
 
 
-def make_cursor(completed: int) -> Cursor:
-    return Cursor(
+def make_cursor(completed: int) -> ResumeHeader:
+    return ResumeHeader(
         fingerprint="f", completed=completed, memory=MemoryPlan(512), history_file="h", history_bytes=3,
         checkpoints=[], evaluations=[],
     )  # fmt: skip
 
 
 def test_a_resume_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    cursor = make_cursor(completed=7)
+    header = make_cursor(completed=7)
     state = {"values": torch.arange(4.0), "mean": torch.ones(4), "square": torch.zeros(4)}
     assert load_resume_point(tmp_path) is None
-    save_resume_point(tmp_path, cursor, state)
+    save_resume_point(tmp_path, header, state)
     point = load_resume_point(tmp_path)
     assert point is not None
-    assert point.cursor == cursor
+    assert point.header == header
     assert all(torch.equal(point.state[name], state[name]) for name in state)
     path = tmp_path / "resume.safetensors"
     path.write_bytes(path.read_bytes()[:40])
@@ -81,18 +85,18 @@ def test_a_torn_resume_point_does_not_take_the_place_of_a_whole_one(
 ) -> None:
     state = {"values": torch.arange(9.0)}
     save_resume_point(tmp_path, make_cursor(completed=4), state)
-    monkeypatch.setattr(checkpoint, "save_file", torn)
+    monkeypatch.setattr(checkpoint_files, "save_file", torn)
     with pytest.raises(Internal, match="its bytes have changed"):
         save_resume_point(tmp_path, make_cursor(completed=5), state)
     point = load_resume_point(tmp_path)
-    assert point is not None and point.cursor.completed == 4
+    assert point is not None and point.header.completed == 4
 
 
 def test_a_torn_checkpoint_is_not_exported(tiny: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = LoraAdapter(load_base(tiny, torch.float32), AdapterShape(4, 8.0))
-    monkeypatch.setattr(lora, "save_file", torn)
+    monkeypatch.setattr(peft, "save_file", torn)
     with pytest.raises(Internal, match="was not read back as it was written"):
-        export(adapter, tmp_path / "7", "tiny")
+        export(adapter, tmp_path / "7", tiny)
     assert not (tmp_path / "7").exists()
 
 

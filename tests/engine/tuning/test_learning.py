@@ -10,26 +10,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sarto.engine.lora import AdapterShape, LoraAdapter, read_adapter
-from sarto.engine.tuning.journal import Journal
-from sarto.engine.tuning.keeper import Keeper
-from sarto.engine.tuning.session import Rows, Session
+from sarto.contract.common import BaseWeights
+from sarto.contract.tuning_run import Progress, RunSpec
+from sarto.engine.models.adapter_shape import AdapterShape
+from sarto.engine.models.lora import LoraAdapter
+from sarto.engine.tuning.checkpointing import Checkpointing
+from sarto.engine.tuning.progress_log import ProgressLog
+from sarto.engine.tuning.session import Session, TokenisedDataset
+from sarto.engine.weights.peft import read_adapter
 from sarto.errors import FailedPrecondition, InvalidArgument
-from sarto.schema.runs import BaseWeights, Progress, RunSpec
 from tests.engine.tuning.conftest import make_parameters, make_rows, make_spec
 
 
-def run(session: Session, spec: RunSpec) -> tuple[Keeper, list[Progress]]:
+def run(session: Session, spec: RunSpec) -> tuple[Checkpointing, list[Progress]]:
     folder = Path(spec.run_folder)
     folder.mkdir(exist_ok=True)
-    keeper = Keeper(folder, None, session.fingerprint(), spec.resume_seconds, base_name=spec.base.name)
-    journal = Journal(folder, None)
+    checkpointing = Checkpointing(folder, None, session.fingerprint(), spec.resume_seconds, base=spec.base)
+    progress_log = ProgressLog(folder, None, session.method)
     try:
-        session.tune(journal, keeper)
+        session.tune(progress_log, checkpointing)
     finally:
-        journal.close()
+        progress_log.close()
     lines = (folder / "progress.jsonl").read_text().splitlines()
-    return keeper, [Progress.model_validate(json.loads(line)) for line in lines]
+    return checkpointing, [Progress.model_validate(json.loads(line)) for line in lines]
 
 
 def losses(progress: list[Progress]) -> list[float]:
@@ -43,7 +46,7 @@ def test_eight_examples_are_memorised_and_the_base_stays_as_it_was(
     spec = make_spec(tiny, tmp_path / "run", dtype=dtype)
     rows = make_rows(8)
     session = Session(spec, make_parameters(epoch_count=150, batch_size=8, rank=16, learning_rate=2e-2), rows, None)
-    keeper, progress = run(session, spec)
+    checkpointing, progress = run(session, spec)
     found = losses(progress)
     assert found[0] > 5.0
     assert found[-1] < 0.2
@@ -52,7 +55,7 @@ def test_eight_examples_are_memorised_and_the_base_stays_as_it_was(
     stored = load_file(Path(tiny.folder) / "model.safetensors")
     expected = stored["model.layers.1.self_attn.o_proj.weight"].to(session.dtype)
     assert torch.equal(session.decoder.layer(1).o.weight, expected)
-    assert len(keeper.checkpoints) == 10
+    assert len(checkpointing.checkpoints) == 10
 
 
 def test_bfloat16_tracks_float32(tiny: BaseWeights, tmp_path: Path) -> None:
@@ -69,10 +72,10 @@ def test_bfloat16_tracks_float32(tiny: BaseWeights, tmp_path: Path) -> None:
 def test_validation_is_measured_at_every_checkpoint_and_before_it(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(epoch_count=3), make_rows(16), make_rows(2, seed=1))
-    keeper, progress = run(session, spec)
-    assert [c.step for c in keeper.checkpoints] == [4, 8, 12]
-    assert [c.checkpoint_id for c in keeper.checkpoints] == ["1", "2", "3"]
-    assert all(c.evaluation is not None and c.evaluation.step == c.step for c in keeper.checkpoints)
+    checkpointing, progress = run(session, spec)
+    assert [c.step for c in checkpointing.checkpoints] == [4, 8, 12]
+    assert [c.checkpoint_id for c in checkpointing.checkpoints] == ["1", "2", "3"]
+    assert all(c.evaluation is not None and c.evaluation.step == c.step for c in checkpointing.checkpoints)
     evaluated = [line.evaluation.step for line in progress if line.evaluation is not None]
     assert set(evaluated) > {4, 8, 12}
     assert evaluated == sorted(evaluated)
@@ -80,14 +83,14 @@ def test_validation_is_measured_at_every_checkpoint_and_before_it(tiny: BaseWeig
 
 def test_only_the_last_checkpoint_is_kept_when_asked(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run", export_last_checkpoint_only=True)
-    keeper, _ = run(Session(spec, make_parameters(epoch_count=3), make_rows(8), None), spec)
-    assert [(c.checkpoint_id, c.step, c.epoch) for c in keeper.checkpoints] == [("1", 6, 3)]
+    checkpointing, _ = run(Session(spec, make_parameters(epoch_count=3), make_rows(8), None), spec)
+    assert [(c.checkpoint_id, c.step, c.epoch) for c in checkpointing.checkpoints] == [("1", 6, 3)]
 
 
 def test_a_run_can_start_from_another_adapter(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "first")
-    keeper, progress = run(Session(spec, make_parameters(epoch_count=20), make_rows(8), None), spec)
-    parent = Path(spec.run_folder) / keeper.checkpoints[-1].folder
+    checkpointing, progress = run(Session(spec, make_parameters(epoch_count=20), make_rows(8), None), spec)
+    parent = Path(spec.run_folder) / checkpointing.checkpoints[-1].folder
     again = make_spec(tiny, tmp_path / "second", parent_adapter=str(parent))
     session = Session(again, make_parameters(epoch_count=1), make_rows(8), None)
     assert all(torch.equal(t, read_adapter(parent).tensors[n]) for n, t in session.adapter.named_tensors())
@@ -97,8 +100,8 @@ def test_a_run_can_start_from_another_adapter(tiny: BaseWeights, tmp_path: Path)
 
 def test_an_adapter_of_another_shape_is_refused(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "first")
-    keeper, _ = run(Session(spec, make_parameters(epoch_count=1), make_rows(8), None), spec)
-    parent = str(Path(spec.run_folder) / keeper.checkpoints[-1].folder)
+    checkpointing, _ = run(Session(spec, make_parameters(epoch_count=1), make_rows(8), None), spec)
+    parent = str(Path(spec.run_folder) / checkpointing.checkpoints[-1].folder)
     again = make_spec(tiny, tmp_path / "second", parent_adapter=parent)
     with pytest.raises(InvalidArgument, match=r"rank=4.*rank=8"):
         Session(again, make_parameters(rank=8), make_rows(8), None)
@@ -107,7 +110,7 @@ def test_an_adapter_of_another_shape_is_refused(tiny: BaseWeights, tmp_path: Pat
 def test_numbers_that_are_not_finite_stop_the_run_with_step_and_lines(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(epoch_count=4, learning_rate=1e30), make_rows(8), None)
-    with pytest.raises(FailedPrecondition, match=r"step \d+: the (loss|gradient) is not a finite number.*lines \d"):
+    with pytest.raises(FailedPrecondition, match=r"Step \d+: the (loss|gradient) is not a finite number.*lines \d"):
         run(session, spec)
 
 
@@ -115,7 +118,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_changes(tin
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(alpha=1.2e39), make_rows(8), None)  # B begins at zero: the loss is finite
     before = session.adapter.values.clone()
-    with pytest.raises(FailedPrecondition, match=r"step 1: the gradient is not a finite number.*lines \d"):
+    with pytest.raises(FailedPrecondition, match=r"Step 1: the gradient is not a finite number.*lines \d"):
         run(session, spec)
     assert torch.equal(session.adapter.values, before)
 
@@ -133,16 +136,16 @@ def test_trying_out_the_longest_step_first_changes_no_number(tiny: BaseWeights, 
 def test_a_damaged_adapter_is_never_read(tiny: BaseWeights, tmp_path: Path) -> None:
     spec = make_spec(tiny, tmp_path / "run")
     session = Session(spec, make_parameters(epoch_count=1), make_rows(8), None)
-    keeper = Keeper(tmp_path, None, "", 1.0, base_name="tiny")
+    checkpointing = Checkpointing(tmp_path, None, "", 1.0, base=tiny)
     session.adapter.values[5] = float("nan")
     with pytest.raises(InvalidArgument, match="not finite"):
-        keeper.export(session.adapter, 1, 1, None)
+        checkpointing.export(session.adapter, 1, 1, None)
     assert not list((tmp_path / "checkpoints").glob("1"))
 
 
 def test_an_example_beyond_the_context_is_refused_by_number(tiny: BaseWeights, tmp_path: Path) -> None:
     rows = make_rows(4)
-    long = Rows(rows.examples, np.array([10, 10, 10, 4000]), "long")
+    long = TokenisedDataset(rows.examples, np.array([10, 10, 10, 4000]), "long")
     with pytest.raises(FailedPrecondition, match="4000 tokens; the base model reads at most 2048"):
         Session(make_spec(tiny, tmp_path), make_parameters(), long, None)
 
@@ -152,10 +155,10 @@ def test_a_run_that_turns_is_told_and_stopped_when_asked(tiny: BaseWeights, tmp_
     for stop in (False, True):
         spec = make_spec(tiny, tmp_path / str(stop), stop_early=stop)
         parameters = make_parameters(epoch_count=30, batch_size=8, learning_rate=1e-2)
-        keeper, progress = run(Session(spec, parameters, make_rows(8), make_rows(8, seed=5)), spec)
+        checkpointing, progress = run(Session(spec, parameters, make_rows(8), make_rows(8, seed=5)), spec)
         notes = [line.message for line in progress if line.kind == "note"]
         assert any("validation loss has risen" in note for note in notes)
-        found[stop] = (len(losses(progress)), keeper.checkpoints[-1].step)
+        found[stop] = (len(losses(progress)), checkpointing.checkpoints[-1].step)
     assert found[False] == (30, 30)
     assert found[True][0] == found[True][1] < 30
 
@@ -166,9 +169,9 @@ def test_adapters_on_a_part_of_the_projections_leave_the_rest_alone(tiny: BaseWe
         update={"parameters": spec.parameters.model_copy(update={"target_modules": ["v_proj", "up_proj"]})}
     )
     session = Session(spec, make_parameters(epoch_count=10), make_rows(8), None)
-    keeper, progress = run(session, spec)
+    checkpointing, progress = run(session, spec)
     assert losses(progress)[-1] < losses(progress)[0]
-    names = read_adapter(Path(spec.run_folder) / keeper.checkpoints[-1].folder).tensors
+    names = read_adapter(Path(spec.run_folder) / checkpointing.checkpoints[-1].folder).tensors
     assert {name.split(".")[-3] for name in names} == {"v_proj", "up_proj"}
 
 

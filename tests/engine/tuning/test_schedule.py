@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sarto.contract.tuning_run import EvalMetrics
 from sarto.engine.tuning.schedule import Schedule, turned
-from sarto.schema.runs import EvalMetrics
 
 
 def make(epochs: int, examples: int = 100, warmup: int = 5) -> Schedule:

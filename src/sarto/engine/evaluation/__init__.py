@@ -1,6 +1,5 @@
-"""Is the tuned model better, and where is it worse? Read `job.py` (what a job asks for), `evaluate.py` (the documented
-metrics), `report.py` (the standard report), then what they stand on: `rows`, `asking`, `metrics`, `judge`,
-`statistics`.
+"""Evaluation of tuned models. Read `job_evaluation` (the evaluation of a job), `evaluate_dataset` (the documented
+metrics), `report.report` (the standard report), then `rows`, `generate`, `metrics` and `report.statistics`.
 
-Loads no torch: models are behind the one seam `Generate`.
+Loads no torch: models are called through `generate.Generate`.
 """

@@ -1,5 +1,5 @@
-"""What a system answered to the rows of a dataset, in memory and as a file of JSON lines, so that no answer is asked
-for twice: not for two reports, and not after a restart."""
+"""Answers of a system to the rows of a dataset, in memory and as a file of JSON lines. Each answer is generated once,
+for several reports and across restarts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import orjson
 
+from sarto.system.files import write_whole
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system answered to the row of that line, or the google.rpc.Status of why it did not."""
+    """The answer of a system to the row of this line, or the google.rpc.Status of its failure."""
 
     line: int
     text: str = ""
@@ -23,15 +25,13 @@ class Answer:
 
 
 def save_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Whole or not at all."""
+    """Write all answers to a file by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(b"".join(orjson.dumps(asdict(answer)) + b"\n" for answer in answers))
-    unfinished.replace(path)
+    write_whole(path, b"".join(orjson.dumps(asdict(answer)) + b"\n" for answer in answers))
 
 
 def load_answers(path: Path) -> list[Answer]:
-    """The answers of a file, none where there is no such file."""
+    """The answers in a file; none if there is no such file."""
     if not path.exists():
         return []
     return [Answer(**orjson.loads(line)) for line in path.read_bytes().splitlines()]

@@ -1,6 +1,6 @@
-"""Rows of an evaluation dataset: what to ask, what answer is wanted, and the fields a template may use.
+"""Rows of an evaluation dataset: the prompt, the reference, and the fields of a template.
 
-Reads every format training reads, also rows without a reply, and rows with fields of their own beside. Knows no models.
+Reads every format of training, rows without a reply, and rows with further fields. Knows no models.
 """
 
 from __future__ import annotations
@@ -12,19 +12,12 @@ from typing import Any
 
 import orjson
 
+from sarto.conversations.conversation import checked_json
+from sarto.conversations.examples import DataFormat, Example, RowFault, Turn, parse_line, read_conversation, read_row
+from sarto.conversations.gemini_rows import listed
+from sarto.conversations.generation_request import request_of
 from sarto.schema.evaluation import RESPONSE_FIELDS, ROW_FIELDS
-from sarto.schema.examples import DataFormat, Example, RowFault, Turn, parse_line, read_conversation, read_row
-from sarto.schema.generation import (
-    Content,
-    FunctionCall,
-    FunctionDeclaration,
-    FunctionResponse,
-    GenerateContentRequest,
-    GenerationConfig,
-    Part,
-    Tool,
-)
-from sarto.schema.turns import check_json
+from sarto.schema.generation import Content, GenerateContentRequest, GenerationConfig
 
 FORMAT_KEYS = frozenset({
     "contents", "systemInstruction", "system_instruction", "tools", "generationConfig", "generation_config", "messages",
@@ -35,8 +28,8 @@ SPEAKERS = {"user": "User", "model": "Model", "tool": "Function", "system": "Sys
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """`line` is 1-based. `reference` is None where the row wants no answer in particular. `fields` are texts by name:
-    the prompt, the system instruction, the reference, and whatever else the row brings."""
+    """`line` is 1-based. `reference` is None for a row without a reference answer. `fields` are texts by name: the
+    prompt, the system instruction, the reference, and the other fields of the row."""
 
     line: int
     request: GenerateContentRequest
@@ -48,7 +41,7 @@ class EvaluationRow:
 def read_rows(
     path: Path, *, data_format: DataFormat = "auto", limit: int | None = None
 ) -> tuple[list[EvaluationRow], list[RowFault]]:
-    """Usable rows in order, and why each other one is not; blank lines are passed over."""
+    """Usable rows in order, and the fault of each other row; blank lines are skipped."""
     with path.open("rb") as lines:
         return rows_from(lines, data_format=data_format, limit=limit)
 
@@ -56,7 +49,7 @@ def read_rows(
 def rows_from(
     lines: Iterable[bytes], *, data_format: DataFormat = "auto", limit: int | None = None
 ) -> tuple[list[EvaluationRow], list[RowFault]]:
-    """`read_rows` from lines at hand. `limit`: rows at most."""
+    """`read_rows` on lines in memory. `limit` is the most rows."""
     rows: list[EvaluationRow] = []
     faults: list[RowFault] = []
     for number, raw in enumerate(lines, 1):
@@ -73,50 +66,50 @@ def rows_from(
 
 
 def read_evaluation_row(raw: bytes, line: int, *, data_format: DataFormat = "auto") -> EvaluationRow:
-    """One line. A conversation that ends with a reply is asked without it and the reply is the reference; `reference`
-    beside a prompt does the same. Raises RowFault."""
+    """Read one line. A final reply is the reference and not part of the prompt; so are `reference` beside a prompt, and
+    the preferred completion of a pair. Raises RowFault."""
+    if data_format == "preference":
+        return _row_to_answer(parse_line(raw, line, data_format=data_format), {})
     row = read_row(raw, line)
     own = {name: value for name, value in row.items() if name not in FORMAT_KEYS and value is not None}
     reference = own.pop("reference", None)
     fields = {name: _text_field(name, value) for name, value in own.items()}
-    kept = {name: value for name, value in row.items() if name in FORMAT_KEYS and value is not None}
-    if set(kept) == {"prompt"} and isinstance(kept["prompt"], str):
-        kept = {"contents": [{"role": "user", "parts": [{"text": kept["prompt"]}]}]}
-    if reference is not None or _ends_with_question(kept):
-        return row_from_example(read_conversation(kept, line), _reference(reference), fields)
-    plain = raw if len(kept) == len(row) else orjson.dumps(kept)
-    example = parse_line(plain, line, data_format=data_format)
-    question = Example(example.turns[:-1], example.tools, line, example.format)
+    values = {name: value for name, value in row.items() if name in FORMAT_KEYS and value is not None}
+    if set(values) == {"prompt"} and isinstance(values["prompt"], str):
+        values = {"contents": [{"role": "user", "parts": [{"text": values["prompt"]}]}]}
+    if reference is not None or _ends_with_question(values):
+        return row_from_example(read_conversation(values, line), _reference(reference), fields)
+    plain = raw if len(values) == len(row) else orjson.dumps(values)
+    return _row_to_answer(parse_line(plain, line, data_format=data_format), fields)
+
+
+def _row_to_answer(example: Example, fields: dict[str, str]) -> EvaluationRow:
+    question = Example(example.turns[:-1], example.tools, example.line, example.format)
     return row_from_example(question, turn_text(example.turns[-1]), fields)
 
 
 def row_from_example(
     question: Example, reference: str | None = None, fields: dict[str, str] | None = None
 ) -> EvaluationRow:
-    """A row from a conversation to continue and the answer it should get."""
+    """A row from a conversation to continue and its reference."""
     system = next((turn.text for turn in question.turns if turn.role == "system"), "")
     turns = [turn for turn in question.turns if turn.role != "system"]
-    request = GenerateContentRequest(
-        contents=[_content(turn) for turn in turns],
-        system_instruction=Content(parts=[Part(text=system)]) if system else None,
-        tools=[Tool(function_declarations=[_declaration(tool) for tool in question.tools])] if question.tools else [],
-    )
     prompt = turns[0].text if len(turns) == 1 else "\n".join(f"{SPEAKERS[t.role]}: {turn_text(t)}" for t in turns)
     known = {"prompt": prompt, "system_instruction": system, **(fields or {})}
     if reference is not None:
         known["reference"] = reference
-    return EvaluationRow(question.line, request, prompt, reference, known)
+    return EvaluationRow(question.line, request_of(question), prompt, reference, known)
 
 
 def turn_text(turn: Turn) -> str:
-    """A turn as text to compare: what it says, and its calls or responses as JSON lines with sorted keys."""
+    """A turn as text for comparison: its text, and its calls or responses as JSON lines with sorted keys."""
     calls = [{"name": call.name, "args": call.arguments} for call in turn.calls]
     responses = [{"name": response.name, "response": response.content} for response in turn.responses]
     return "\n".join([*([turn.text] if turn.text else []), *map(json_text, calls), *map(json_text, responses)])
 
 
 def reply_text(content: Content | None) -> str:
-    """The same of a generated reply, thoughts left out."""
+    """The same for a generated reply, without thoughts."""
     lines: list[str] = []
     text = ""
     for part in content.parts if content else ():
@@ -132,7 +125,7 @@ def json_text(value: Any) -> str:
 
 
 def shared_fields(rows: Sequence[EvaluationRow]) -> frozenset[str]:
-    """Names of the fields that every row has; those are what a template may ask for."""
+    """Names of the fields that every row has; a template may use only these."""
     names = set(rows[0].fields) if rows else set(ROW_FIELDS)
     for row in rows:
         names &= row.fields.keys()
@@ -140,17 +133,20 @@ def shared_fields(rows: Sequence[EvaluationRow]) -> frozenset[str]:
 
 
 def default_generation_config(rows: Sequence[EvaluationRow]) -> GenerationConfig:
-    """Greedy, and half again as long as the longest reference can be, so that a model that never ends costs little."""
+    """Greedy, with half again the tokens that the longest reference can have, so that a model without an end costs
+    little."""
     longest = max((len(row.reference.encode()) for row in rows if row.reference is not None), default=4096)
     return GenerationConfig(temperature=0.0, max_output_tokens=min(4096, 64 + longest * 3 // 4))
 
 
 def _ends_with_question(row: dict[str, Any]) -> bool:
-    contents = row.get("contents")
-    if not isinstance(contents, list) or not contents or not isinstance(contents[-1], dict):
+    contents = listed(row.get("contents"))
+    if not contents or not isinstance(contents[-1], dict):
         return False
     role = contents[-1].get("role")
-    return role in ("user", "function", "tool") or (role is None and len(contents) == 1)
+    if not role:
+        return len(contents) == 1
+    return isinstance(role, str) and role.lower() in ("user", "function", "tool")
 
 
 def _reference(value: object) -> str | None:
@@ -160,24 +156,4 @@ def _reference(value: object) -> str | None:
 def _text_field(name: str, value: object) -> str:
     if name in RESPONSE_FIELDS:
         raise RowFault(name, "an answer", "rows without answers", "rename the field; the models give the answers")
-    check_json(value, name)
-    return value if isinstance(value, str) else json_text(value)
-
-
-def _content(turn: Turn) -> Content:
-    parts = [Part(text=turn.thought, thought=True)] if turn.thought else []
-    parts += [Part(text=turn.text)] if turn.text else []
-    parts += [Part(function_call=FunctionCall(id=c.id, name=c.name, args=c.arguments)) for c in turn.calls]
-    for response in turn.responses:
-        content = response.content if isinstance(response.content, dict) else {"result": response.content}
-        parts.append(Part(function_response=FunctionResponse(id=response.id, name=response.name, response=content)))
-    return Content(role="model" if turn.role == "model" else "user", parts=parts)
-
-
-def _declaration(tool: dict[str, Any]) -> FunctionDeclaration:
-    return FunctionDeclaration(
-        name=tool["name"],
-        description=tool["description"],
-        parameters_json_schema=tool["parameters"],
-        response_json_schema=tool.get("response"),
-    )
+    return value if isinstance(value, str) else json_text(checked_json(value, name))

@@ -1,3 +1,2 @@
-"""The few operations that decide speed. `plain` defines them in ordinary torch; `fused` has backward passes of its own,
-`compiled` their element-wise parts from `kernels.cpp`; `accelerated` is what a CUDA device needs; `choose` picks once.
-"""
+"""Operations that decide the speed. `reference` defines them in plain torch. `fused` has its own backward passes, with
+element-wise parts from `native` (kernels.cpp) or `eager_kernels`. `cuda` is for CUDA devices; `select` chooses one."""

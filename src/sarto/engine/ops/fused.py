@@ -1,7 +1,8 @@
-"""The operations with a backward pass of their own: nothing is kept that is not needed, no gradient of a frozen weight
-is ever formed, and products are as few and as large as they can be. Autograd only strings them together.
+"""Operations with a backward pass of their own. Unneeded values are not kept, no gradient of a frozen weight is
+computed, and products are as few and as large as possible. Autograd only connects them.
 
-The matrix products are torch's; the pieces between them come from a `Kernels` (eager torch, or kernels.cpp).
+The matrix products are torch's; the element-wise steps between them come from a `Kernels` (eager torch, or
+kernels.cpp).
 """
 
 from __future__ import annotations
@@ -12,27 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sarto.engine.ops.kernels import Kernels
-from sarto.engine.ops.plain import LOSS_ROWS, Activation, HeadShape, LoraWeights
+from sarto.engine.ops.eager_kernels import Kernels
+from sarto.engine.ops.operands import beside, roomy, whole
+from sarto.engine.ops.reference import LOSS_ROWS, Activation, HeadShape, LoraWeights
 from sarto.engine.ops.segments import Block, Grid, Segments, blocks
-
-ROOM = 64
-"""Free columns behind a matrix that a LoRA product reads next: the thin factor is written there, x is not copied."""
-
-
-def roomy(like: Tensor, rows: int, columns: int) -> Tensor:
-    """An uninitialised (rows, columns) matrix with free columns behind it."""
-    return like.new_empty(rows, columns + ROOM)[:, :columns]
-
-
-def beside(x: Tensor, columns: int) -> Tensor:
-    """[x, free columns] as one matrix: in x's own room where it has some, else in a copy."""
-    rows, width = x.shape
-    if columns <= ROOM and x.stride() == (width + ROOM, 1) and x.storage_offset() == 0:
-        return x.as_strided((rows, width + columns), x.stride())
-    wide = x.new_empty(rows, width + columns)
-    wide[:, :width] = x
-    return wide
 
 
 class FusedOperations:
@@ -77,17 +61,20 @@ class _AddNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         out = roomy(delta, *delta.shape)
-        stream, kept, scale = kernels.norm_forward(stream, delta, weight, eps, out)
-        ctx.save_for_backward(kept, scale, weight)
+        stream, norm_input, scale = kernels.norm_forward(stream, delta, weight, eps, out)
+        ctx.save_for_backward(norm_input, scale, weight)
         ctx.kernels = kernels
         return stream, out
 
     @staticmethod
     def backward(ctx: Any, stream_grad: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, scale, weight = ctx.saved_tensors
+        norm_input, scale, weight = ctx.saved_tensors
         out = roomy(grad, *grad.shape)
-        total = ctx.kernels.norm_backward(grad, stream_grad, kept, scale, weight, out)
-        return total if ctx.needs_input_grad[0] else None, out, None, None, None
+        total = ctx.kernels.norm_backward(grad, stream_grad, norm_input, scale, weight, out)
+        weight_grad = None
+        if ctx.needs_input_grad[2]:
+            weight_grad = torch.mv((grad.float() * norm_input).t(), scale)
+        return total if ctx.needs_input_grad[0] else None, out, weight_grad, None, None
 
 
 class _Rotate(Function):
@@ -96,14 +83,14 @@ class _Rotate(Function):
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape, query_scale: float, kernels: Kernels
     ) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.given = shape, query_scale, kernels
+        ctx.arguments = shape, query_scale, kernels
         out = torch.empty_like(qkv)
         kernels.rotate(qkv, cos, sin, shape, query_scale, 1.0, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shape, query_scale, kernels = ctx.given
+        shape, query_scale, kernels = ctx.arguments
         out = roomy(grad, *grad.shape)
         kernels.rotate(grad, *ctx.saved_tensors, shape, query_scale, -1.0, out)
         return out, None, None, None, None, None
@@ -113,7 +100,7 @@ class _Gated(Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, activation: Activation, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(gate_up)
-        ctx.given = activation, kernels
+        ctx.arguments = activation, kernels
         out = roomy(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
         kernels.gated_forward(gate_up, activation, out)
         return out
@@ -121,24 +108,25 @@ class _Gated(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up,) = ctx.saved_tensors
-        activation, kernels = ctx.given
+        activation, kernels = ctx.arguments
         out = roomy(gate_up, *gate_up.shape)
         kernels.gated_backward(grad, gate_up, activation, out)
         return out, None, None
 
 
 class _Lora(Function):
-    """With h = x A^T, one product [x, h] [W, sB]^T gives base and adapter with one rounding: a small term added to an
-    output that is rounded to bfloat16 already would mostly round away again. Backward likewise, [dy, dh] [[W], [A]]."""
+    """With h = x A^T, one product [x, h] [W, sB]^T gives base and adapter with one rounding. A small term added to an
+    output that is already rounded to bfloat16 would mostly be lost. Backward likewise, [dy, dh] [[W], [A]]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: LoraWeights, a: Tensor, *b: Tensor) -> Tensor:
         matrix, outputs, inputs = weights.filled(), weights.outputs, weights.inputs
-        wide = beside(x, len(a))  # (N, K + R)
-        torch.mm(wide[:, :inputs], matrix[outputs:, :inputs].t(), out=wide[:, inputs:])
+        wide = beside(x, len(a))  # (N, K + R), to a whole block
+        last = inputs + len(a)
+        torch.mm(wide[:, :inputs], matrix[outputs : outputs + len(a), :inputs].t(), out=wide[:, inputs:last])
         ctx.save_for_backward(wide)
         ctx.weights = weights
-        product = matrix[:outputs].t()
+        product = matrix[:outputs, : wide.shape[1]].t()
         return torch.mm(wide, product) if weights.bias is None else torch.addmm(weights.bias, wide, product)
 
     @staticmethod
@@ -146,22 +134,25 @@ class _Lora(Function):
         (wide,) = ctx.saved_tensors
         weights: LoraWeights = ctx.weights
         matrix, outputs, inputs, rank = weights.still_filled(), weights.outputs, weights.inputs, weights.rank
-        wide_grad = beside(grad, rank * len(weights.cuts))  # (N, outputs + R)
+        thin = rank * len(weights.cuts)
+        wide_grad = beside(grad, thin)  # (N, outputs + R), to a whole block
         b_grads = []
         for index, (first, rows) in enumerate(weights.cuts):
-            part = grad[:, first : first + rows]
+            part = whole(grad[:, first : first + rows])
             columns = slice(inputs + index * rank, inputs + (index + 1) * rank)
             at = outputs + index * rank
-            torch.mm(part, matrix[first : first + rows, columns], out=wide_grad[:, at : at + rank])
-            b_grads.append(torch.mm(part.t(), wide[:, columns]).float().mul_(weights.scale))
-        a_grad = torch.mm(wide_grad[:, outputs:].t(), wide[:, :inputs]).float()
-        x_grad = torch.mm(wide_grad, matrix[:, :inputs]) if ctx.needs_input_grad[0] else None
+            torch.mm(part, whole(matrix[first : first + rows, columns]), out=wide_grad[:, at : at + rank])
+            b_grads.append(torch.mm(part.t(), whole(wide[:, columns])).float().mul_(weights.scale))
+        a_grad = torch.mm(whole(wide_grad[:, outputs : outputs + thin]).t(), wide[:, :inputs]).float()
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = torch.mm(wide_grad, matrix[: wide_grad.shape[1], :inputs])
         return x_grad, None, a_grad, *b_grads
 
 
 class _Attend(Function):
-    """Query heads that share a key head are stacked, so that grouped attention is two batched products without copies
-    of keys; sequences of similar length are computed together."""
+    """Query heads with a common key head are stacked, so that grouped attention is two batched products without copies
+    of keys. Sequences of similar length are computed together."""
 
     @staticmethod
     def forward(
@@ -169,7 +160,7 @@ class _Attend(Function):
     ) -> Tensor:
         cells = qkv.index_select(0, segments.source)  # (C, (H + 2 HK) hd)
         out = cells.new_empty(len(cells), shape.heads * shape.head_dim)
-        kept = []
+        saved = []
         for grid in segments.grids:
             q, k, v = _stacked(cells, grid, shape)
             answers = _by_head(out, grid, shape.heads, shape.head_dim)  # (B, H, L, hd)
@@ -179,15 +170,15 @@ class _Attend(Function):
                 part = torch.bmm(weights, v[:, block.low : block.last])
                 answers[:, :, block.first : block.last] = part.view(grid.count, shape.heads, -1, shape.head_dim)
                 if keep:
-                    kept.append(weights)
-        ctx.save_for_backward(cells, *kept)
-        ctx.given = segments, shape, window, keep, kernels
+                    saved.append(weights)
+        ctx.save_for_backward(cells, *saved)
+        ctx.arguments = segments, shape, window, keep, kernels
         return torch.index_select(out, 0, segments.first, out=roomy(out, len(qkv), out.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cells, *kept = ctx.saved_tensors
-        segments, shape, window, keep, kernels = ctx.given
+        cells, *saved = ctx.saved_tensors
+        segments, shape, window, keep, kernels = ctx.arguments
         width = shape.head_dim
         grad_cells = grad.new_zeros(len(cells), grad.shape[1]).index_copy_(0, segments.first, grad)
         out = torch.empty_like(cells)
@@ -199,7 +190,7 @@ class _Attend(Function):
             k_grad, v_grad = torch.zeros_like(k), torch.zeros_like(v)
             for block in blocks(grid.length, window):
                 queries, keys = _queries(q, block), slice(block.low, block.last)
-                weights = kept[at] if keep else _weights(queries, k, block, window, kernels)
+                weights = saved[at] if keep else _weights(queries, k, block, window, kernels)
                 at += 1
                 part = _queries(answers, block)
                 scores = torch.bmm(part, v[:, keys].transpose(1, 2))
@@ -221,17 +212,18 @@ def _by_head(cells: Tensor, grid: Grid, heads: int, width: int) -> Tensor:
 
 
 def _stacked(cells: Tensor, grid: Grid, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
-    """q (B, HK, rep, L, hd) as a view, k and v (B HK, L, hd) as copies that products can read."""
+    """q (B, HK, rep, L, hd) as a view; k and v (B HK, L, hd) in a layout for products."""
     x = _by_head(cells, grid, shape.total, shape.head_dim)
     q = x[:, : shape.heads].unflatten(1, (shape.kv_heads, -1))
     k = x[:, shape.heads : -shape.kv_heads].reshape(-1, grid.length, shape.head_dim)
-    return q, k, x[:, -shape.kv_heads :].reshape(-1, grid.length, shape.head_dim)
+    v = x[:, -shape.kv_heads :].reshape(-1, grid.length, shape.head_dim)
+    return q, whole(k), whole(v)
 
 
 def _queries(q: Tensor, block: Block) -> Tensor:
     """(B, HK, rep, L, hd) → (B HK, rep * queries, hd)."""
     part = q[:, :, :, block.first : block.last]
-    return part.reshape(part.shape[0] * part.shape[1], -1, part.shape[-1])
+    return whole(part.reshape(part.shape[0] * part.shape[1], -1, part.shape[-1]))
 
 
 def _weights(queries: Tensor, k: Tensor, block: Block, window: int | None, kernels: Kernels) -> Tensor:
@@ -240,17 +232,18 @@ def _weights(queries: Tensor, k: Tensor, block: Block, window: int | None, kerne
 
 
 class _TokenLoss(Function):
-    """Loss and gradient in one pass over chunks of logits."""
+    """Losses and gradients in one pass over chunks of logits: a row of `hidden` has one target, so its gradient is
+    known up to a factor before the factor is."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0]
-        grad = torch.empty_like(hidden) if wanted else None
+        needs_gradient = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if needs_gradient else None
         losses, right = [], []
         for first in range(0, len(hidden), LOSS_ROWS):
             rows = slice(first, first + LOSS_ROWS)
             logits = torch.mm(hidden[rows], head.t())
-            each, hits = kernels.loss(logits, targets[rows], wanted)
+            each, hits = kernels.loss(logits, targets[rows], needs_gradient)
             losses.append(each)
             right.append(hits)
             if grad is not None:
@@ -258,9 +251,9 @@ class _TokenLoss(Function):
         ctx.save_for_backward(grad)
         count = torch.cat(right).sum()
         ctx.mark_non_differentiable(count)
-        return torch.cat(losses).sum(), count
+        return torch.cat(losses), count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (hidden_grad,) = ctx.saved_tensors
-        return hidden_grad * grad.to(hidden_grad.dtype), None, None, None
+        return hidden_grad * grad.to(hidden_grad.dtype)[:, None], None, None, None

@@ -1,4 +1,4 @@
-// The element-wise pieces between matrix products, bfloat16 or float32 storage and float32 arithmetic; the twin of kernels.py.
+// The element-wise pieces between matrix products, bfloat16 or float32 storage and float32 arithmetic; the twin of eager_kernels.py.
 //
 // A plain C interface on raw pointers: no torch headers, so that building the package needs only a compiler. It is
 // compiled with OpenMP but linked to no OpenMP library: the symbols are found in the one that torch has loaded, so there
@@ -6,6 +6,22 @@
 #include "numbers.h"
 
 namespace {
+
+// Sum of the terms from `from` to `to`. A large float loses the digits of small terms, so a float sums a block, and a
+// double sums the blocks.
+template <class Term>
+inline float sum_of(index_t from, index_t to, Term term) {
+    const index_t stretch = 512;
+    double total = 0.;
+    for (index_t start = from; start < to; start += stretch) {
+        index_t end = start + stretch < to ? start + stretch : to;
+        float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+        for (index_t j = start; j < end; j++) sum += term(j);
+        total += sum;
+    }
+    return float(total);
+}
 
 inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
 
@@ -57,9 +73,8 @@ void norm_backward(index_t rows, index_t width, const T* grad, index_t grad_stri
         const T* k = kept + i * width;
         float* t = total + i * width;
         T* o = out + i * out_stride;
-        float r = scale[i], along = 0.f;
-#pragma omp simd reduction(+ : along)
-        for (index_t j = 0; j < width; j++) along += load(g + j) * weight[j] * load(k + j);
+        float r = scale[i];
+        float along = sum_of(0, width, [=](index_t j) { return load(g + j) * weight[j] * load(k + j); });
         float c = along * r * r * r / float(width);
         const float* s = stream_grad ? stream_grad + i * width : nullptr;
         if (s) {
@@ -109,7 +124,7 @@ void gated_backward(index_t rows, index_t width, const T* grad, index_t grad_str
     }
 }
 
-// q and k turned by their positions, q scaled too, v copied; heads of `width` side by side in a row.
+// q and k rotated by their positions, q scaled too, v copied; heads of `width` side by side in a row.
 template <class T>
 void rotate(index_t rows, index_t heads, index_t kv_heads, index_t width, const T* in, index_t in_stride,
             const float* cosine, const float* sine, float query_scale, float sign, T* out, index_t out_stride) {
@@ -134,7 +149,7 @@ void rotate(index_t rows, index_t heads, index_t kv_heads, index_t width, const 
     }
 }
 
-// Rows are (matrix, head, query); query i of a block stands at position first + i and sees keys
+// Rows are (matrix, head, query); query i of a block is at position first + i and sees keys
 // (position - window, position], of which the first in the row is `low`. window 0 means all.
 struct Span {
     index_t from, to;
@@ -157,11 +172,10 @@ void softmax_forward(index_t rows, index_t queries, index_t keys, index_t first,
         for (index_t i = 0; i < rows; i++) {
             T* p = scores + i * keys;
             Span span = seen(i % queries, first, low, window);
-            float most = -std::numeric_limits<float>::infinity(), sum = 0.f;
+            float most = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : most)
             for (index_t j = span.from; j < span.to; j++) { e[j] = load(p + j); most = e[j] > most ? e[j] : most; }
-#pragma omp simd reduction(+ : sum)
-            for (index_t j = span.from; j < span.to; j++) { e[j] = exponential(e[j] - most); sum += e[j]; }
+            float sum = sum_of(span.from, span.to, [=](index_t j) { return e[j] = exponential(e[j] - most); });
             float scale = 1.f / sum;
             std::memset(p, 0, span.from * sizeof(T));
 #pragma omp simd
@@ -179,9 +193,7 @@ void softmax_backward(index_t rows, index_t queries, index_t keys, index_t first
         const T* p = weights + i * keys;
         T* d = grad + i * keys;
         Span span = seen(i % queries, first, low, window);
-        float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-        for (index_t j = span.from; j < span.to; j++) sum += load(p + j) * load(d + j);
+        float sum = sum_of(span.from, span.to, [=](index_t j) { return load(p + j) * load(d + j); });
         std::memset(d, 0, span.from * sizeof(T));
 #pragma omp simd
         for (index_t j = span.from; j < span.to; j++) store(d + j, load(p + j) * (load(d + j) - sum));
@@ -224,11 +236,10 @@ void loss(index_t rows, index_t width, T* logits, const index_t* targets, float*
 #pragma omp parallel for schedule(static)
     for (index_t i = 0; i < rows; i++) {
         T* x = logits + i * width;
-        float most = -std::numeric_limits<float>::infinity(), sum = 0.f;
+        float most = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : most)
         for (index_t j = 0; j < width; j++) { float v = load(x + j); most = v > most ? v : most; }
-#pragma omp simd reduction(+ : sum)
-        for (index_t j = 0; j < width; j++) sum += exponential(load(x + j) - most);
+        float sum = sum_of(0, width, [=](index_t j) { return exponential(load(x + j) - most); });
         float wanted = load(x + targets[i]);
         losses[i] = std::log(sum) + most - wanted;
         index_t best = 0;

@@ -1,5 +1,5 @@
 // Storage types, conversions and the exponential that the compiled pieces share. Everything here is private to the file
-// that includes it, but for what EXPORT marks.
+// that includes it, except functions marked EXPORT.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -50,5 +50,5 @@ inline float exponential(float x) {
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-// Every function in both storage types; `half` says which.
+// Every function in both storage types, selected by `half`.
 #define BOTH(half, call_bf16, call_float) do { if (half) { call_bf16; } else { call_float; } } while (0)

@@ -1,8 +1,8 @@
-"""Frozen matrices in 8 or 4 bits, and back: codes of the values, and a scale for each row or for each block of a row.
+"""Frozen matrices in 8 or 4 bits: codes of the values, and a scale for each row or for each block of a row.
 
 `int8`: the nearest of 255 even steps of the row's largest value. `nf4`: the nearest of the 16 values of NormalFloat4
-(QLoRA) times the largest value of a block of 64. Rows are packed by themselves, so that matrices may be cut and joined
-by rows. Whoever multiplies with such a matrix unpacks it first; its values are then the same wherever that happens.
+(QLoRA) times the largest value of a block of 64. Rows are packed independently, so that matrices can be cut and joined
+by rows. A product unpacks its matrix first, so its values are the same everywhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""Quantiles of a normal distribution, as QLoRA publishes them: a 4-bit code is a place in this row."""
+"""Quantiles of a normal distribution, as QLoRA publishes them; a 4-bit code is an index."""
 
 
 def pack(weight: Tensor, kind: Quantisation) -> tuple[Tensor, Tensor]:
-    """(N, K) to codes, int8 (N, K) or uint8 (N, K / 2 rounded up to whole blocks), and float32 scales (N, blocks)."""
+    """Convert (N, K) to codes, int8 (N, K) or uint8 (N, K / 2 rounded up to whole blocks), and float32 scales (N,
+    blocks)."""
     values = weight.float()
     if kind == "int8":
         scales = values.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
@@ -40,7 +41,7 @@ def pack(weight: Tensor, kind: Quantisation) -> tuple[Tensor, Tensor]:
 
 
 def unpack(codes: Tensor, scales: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """The matrix (N, columns) again, at its quantised values."""
+    """The matrix (N, columns) at its quantised values."""
     if codes.dtype == torch.int8:
         return (codes * scales).to(dtype)
     values = _pairs(codes.device).index_select(0, codes.flatten().int()).view(torch.float32).view(*scales.shape, BLOCK)
@@ -49,10 +50,10 @@ def unpack(codes: Tensor, scales: Tensor, columns: int, dtype: torch.dtype) -> T
 
 @cache
 def _pairs(device: torch.device) -> Tensor:
-    """The two values of each byte, the high four bits' first, as one number: a look-up gives both."""
+    """The two values of each byte, the high four bits' first, as one number, so that one lookup gives both."""
     return torch.tensor([(high, low) for high in NF4 for low in NF4], device=device).view(torch.int64).flatten()
 
 
 def rounded(weight: Tensor, kind: Quantisation) -> Tensor:
-    """The matrix at the values it has once it is packed."""
+    """The matrix at the values that it has after packing."""
     return unpack(*pack(weight, kind), weight.shape[1], weight.dtype)

@@ -1,6 +1,6 @@
-"""Where the attention of a packed batch looks: sequences as grids of row numbers, and index lists made from them.
+"""The attention pattern of a packed batch: sequences as grids of row numbers, and index lists derived from them.
 
-Knows no model. Made per batch, shared by all layers and by every set of operations.
+Knows no model. Built per batch, shared by all layers and by every set of operations.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 QUERY_BLOCK = 96
-"""Queries are taken in blocks of about this many, so that most of the upper triangle is never computed."""
+"""Queries are computed in blocks of about this size, so that most of the upper triangle is skipped."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,16 @@ class Block:
 class Segments:
     grids: tuple[Grid, ...]
     source: Tensor
-    """(C,) int64: the row in each cell; padding cells read row 0, and nothing reads them."""
+    """(C,) int64: the row in each cell. Padding cells have row 0, and their results are not used."""
     first: Tensor
-    """(T,) int64: the cell of each row's first use, where its answer is taken from (all its uses agree)."""
+    """(T,) int64: the cell of each row's first use, from which its result is taken (all its uses have the same
+    result)."""
     starts: Tensor
     """(T + 1,) int64: the uses of row t are uses[starts[t]:starts[t + 1]]; their gradients add up."""
     uses: Tensor
     """(U,) int64: cells by row."""
     shared: bool
-    """Some row is used by several sequences."""
+    """Whether a row is used by several sequences."""
 
     @classmethod
     def of(cls, grids: tuple[Tensor, ...], rows: int) -> Segments:
@@ -66,7 +67,7 @@ class Segments:
 
 
 def blocks(length: int, window: int | None) -> Iterator[Block]:
-    """Cuts of one sequence: together they see every pair that a causal (and sliding) attention sees."""
+    """Blocks of one sequence; together they cover every pair of a causal (and sliding) attention."""
     count = max(1, round(length / QUERY_BLOCK))
     for index in range(count):
         first, last = length * index // count, length * (index + 1) // count

@@ -1,2 +1,2 @@
-"""Generation: `engine` (one thread owns the models) steps a `scheduler` per base, which feeds a `runner`'s forward pass
-and hands logits to `sampling`; `request` reads what is asked, `generation` and `reply` shape what is answered."""
+"""Generation: `engine` (one thread owns the models) steps a `scheduler` per base, which passes rows to a `runner`'s
+forward pass and logits to `sampling`. `request` parses requests, `generation` and `reply_parser` build responses."""

@@ -1,6 +1,6 @@
-"""Attention of one step over the key/value cache: decoding rows lane by lane, then prompt chunks one by one.
+"""Attention of one step over the KV cache: decoding rows lane by lane, then prompt chunks one by one.
 
-Query heads that share a key head are stacked, so grouped heads cost two batched products and no copies of keys.
+Query heads with a common key head are stacked, so grouped heads cost two batched products and no copies of keys.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sarto.engine.families.decoder import DecoderConfig
-from sarto.engine.serving.cache import Lane
-from sarto.engine.serving.panels import attend_rows, decoding_attention
+from sarto.engine.models.decoder import DecoderConfig
+from sarto.engine.serving.kv_cache import CacheShape, Lane
+from sarto.engine.serving.linear_panels import attend_chunk, attend_rows, compiled_attention
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class _LanePart:
     first: int
     positions: Tensor
     places: Tensor | None = None
-    """Where new keys and values go, and `masks`: unless compiled."""
+    """Indices of the new keys and values, and `masks`; only without compiled attention."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
 
@@ -39,24 +39,25 @@ class _LanePart:
 class _ChunkPart:
     chunk: Chunk
     first: int
-    masks: dict[int | None, Tensor]
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """Only without compiled attention."""
 
 
 class StepAttention:
-    """Rows come in this order: for each lane its slots 0 …, one token each; then each chunk's tokens.
+    """Attention of one step. Rows are in this order: for each lane its slots 0 …, one token each; then each chunk's
+    tokens.
 
-    `lanes` pairs a lane with the position of each of its sequences' new token, (count,) int64.
-    """
+    `lanes` pairs a lane with the position of each of its sequences' new token, (count,) int64."""
 
     def __init__(
         self,
         config: DecoderConfig,
-        dtype: torch.dtype,
+        shape: CacheShape,
         lanes: Sequence[tuple[Lane, Tensor]],
         chunks: Sequence[Chunk],
     ) -> None:
-        self._config, self._dtype = config, dtype
-        self._compiled = decoding_attention(config, dtype)
+        self._config, self._dtype = config, shape.dtype
+        self._compiled = compiled_attention(config, shape)
         windows = set(config.windows)
         first = 0
         self._lanes: list[_LanePart] = []
@@ -73,6 +74,10 @@ class StepAttention:
             first += len(positions)
         self._chunks: list[_ChunkPart] = []
         for chunk in chunks:
+            if self._compiled is not None:
+                self._chunks.append(_ChunkPart(chunk, first))
+                first += chunk.length
+                continue
             end = chunk.start + chunk.length
             positions = torch.arange(chunk.start, end, device=chunk.lane.block.device)
             repeats = config.heads // config.kv_heads
@@ -82,13 +87,12 @@ class StepAttention:
             first += chunk.length
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        window = self._config.windows[layer]
         parts = [self._decode(layer, qkv, part) for part in self._lanes]
-        parts += [self._prefill(layer, qkv, part, part.masks[window]) for part in self._chunks]
+        parts += [self._prefill(layer, qkv, part) for part in self._chunks]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _mask(self, positions: Tensor, width: int, window: int | None) -> Tensor:
-        """What is added to scores: 0 for visible keys, -inf for others; (N,) to (N, width)."""
+        """The term added to scores: 0 for visible keys, -inf for others; (N,) to (N, width)."""
         keys = torch.arange(width, device=positions.device)
         hidden = keys > positions[:, None]
         if window is not None:
@@ -111,13 +115,18 @@ class StepAttention:
         weights = torch.softmax(torch.bmm(q, keys).add_(mask), -1)  # (n HK, H / HK, width)
         return torch.bmm(weights, values).view(count, heads * size)
 
-    def _prefill(self, layer: int, qkv: Tensor, part: _ChunkPart, mask: Tensor) -> Tensor:
+    def _prefill(self, layer: int, qkv: Tensor, part: _ChunkPart) -> Tensor:
         heads, kv_heads, size = self._config.heads, self._config.kv_heads, self._config.head_dim
         chunk, repeats = part.chunk, heads // kv_heads
         length, end = chunk.length, chunk.start + chunk.length
         rows = qkv[part.first : part.first + length]
         content = chunk.lane.block[layer, :, 0]  # (2, HK, width, hd)
         content[:, :, chunk.start : end] = rows[:, heads * size :].view(length, 2, kv_heads, size).permute(1, 2, 0, 3)
+        if self._compiled is not None:
+            out = qkv.new_empty(length, heads * size)
+            attend_chunk(self._compiled, self._config, layer, chunk.lane, chunk.start, rows, out)
+            return out
+        mask = part.masks[self._config.windows[layer]]
         keys, values = content[:, :, :end].unbind(0)
         q = rows[:, : heads * size].view(length, kv_heads, repeats, size).permute(1, 2, 0, 3)
         q = q.reshape(kv_heads, repeats * length, size)

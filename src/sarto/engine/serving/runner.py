@@ -1,6 +1,6 @@
-"""One base in memory with its adapters and caches, and the forward pass over whatever runs on it at the moment.
+"""One base in memory with its adapters and caches, and the forward pass over all its running sequences.
 
-Lives on the engine's thread. The scheduler says which sequences take part in a step; this turns them into rows.
+Owned by the engine's thread. The scheduler selects the sequences of a step; the runner converts them into rows.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sarto.engine.families.decoder import Adapters, Decoder
-from sarto.engine.families.load import load_base
-from sarto.engine.ops.choose import choose_operations
-from sarto.engine.serving.adapters import ResidentAdapters
+from sarto.contract.common import BaseWeights
+from sarto.engine.models.decoder import Adapters, Decoder
+from sarto.engine.models.load import load_base
+from sarto.engine.ops.select import choose_operations
+from sarto.engine.serving.adapter_pool import ResidentAdapters
 from sarto.engine.serving.attention import Chunk, StepAttention
-from sarto.engine.serving.cache import CacheShape, Lane, PrefixCache, width_for
-from sarto.engine.serving.panels import choose_products
-from sarto.engine.serving.products import Choice, bytes_of_adapter
-from sarto.schema.runs import BaseWeights
+from sarto.engine.serving.kv_cache import CacheShape, Lane, PrefixCache, width_for
+from sarto.engine.serving.linear import Choice, bytes_of_adapter
+from sarto.engine.serving.linear_panels import choose_products
 
 TYPICAL_RANK = 16
-"""What memory for adapters is shared out by; larger ones take more."""
+"""Rank by which memory for adapters is divided; larger ones take more."""
 
 
 def can_be_lent(decoder: Decoder, base: BaseWeights, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether serving can work on training's own decoder: whole, here, and with the values it multiplies."""
+    """Whether serving can use training's decoder: whole, on this device, and with the values that serving
+    multiplies."""
     is_plain = base.quantisation is None and not decoder.is_sharded
     return is_plain and (decoder.dtype, decoder.device) == (dtype, device)
 
 
 @dataclass(eq=False)
 class Row:
-    """One running sequence as the runner sees it: its tokens so far, its adapter, and where its cache lies."""
+    """One running sequence: its tokens, its adapter, and its position in the cache."""
 
     tokens: list[int]
-    """Prompt and what was generated; the last one is not yet in the cache while decoding."""
+    """Prompt and generated tokens; the last one is not yet in the cache while decoding."""
     choice: Choice
     lane: Lane | None = None
     slot: int = 0
@@ -58,7 +59,7 @@ class PromptChunk:
 
 
 class Runner:
-    """Base weights, packed; pools of adapters; lanes of keys and values."""
+    """Base weights in the layout of serving; pools of adapters; lanes of keys and values."""
 
     def __init__(
         self,
@@ -72,9 +73,9 @@ class Runner:
         int8: bool = False,
         lent: Decoder | None = None,
     ) -> None:
-        """`int8`: the weights alone; all else is in `dtype`. At most `adapter_limit` adapters are resident, and fewer
-        where they would fill more than `adapter_bytes`. `lent`: a decoder of this base that nobody else uses until
-        `give_back`; its weights are not loaded again, and not in int8, from which there is no way back."""
+        """`int8` applies to the weights only; everything else is in `dtype`. At most `adapter_limit` adapters are
+        resident, and fewer if they would exceed `adapter_bytes`. `lent` is a decoder of this base that nothing else
+        uses until `give_back`. Its weights are not loaded again, and not converted to int8, which cannot be undone."""
         assert lent is None or not int8
         with torch.inference_mode():
             self.decoder = lent or load_base(base, dtype, device)
@@ -91,19 +92,19 @@ class Runner:
         self._lanes: dict[int, tuple[Lane, list[Row]]] = {}
 
     def forget(self, digests: frozenset[str]) -> None:
-        """Nothing of these adapters stays in memory longer than the sequences that use them."""
+        """Remove these adapters, at the latest when the sequences that use them end."""
         if self.adapters.forget(digests):
             self.prefixes.clear()
 
     def give_back(self) -> None:
-        """The lent decoder as it was; this ends with it."""
+        """Restore the lent decoder; this runner is unusable afterwards."""
         self.products.give_back(self.decoder)
 
-    def open(self, tokens: list[int], adapter: str) -> tuple[Lane, int]:
-        """A lane of its own for a prompt, and how many of its tokens were known already."""
+    def open(self, tokens: list[int], name: str) -> tuple[Lane, int]:
+        """A lane of its own for a prompt, and the number of its tokens that were cached under the name."""
         lane = Lane(self.shape, width_for(len(tokens)))
         content = lane.content(lane.open())
-        pieces = self.prefixes.find(adapter, tokens)
+        pieces = self.prefixes.find(name, tokens)
         known = 0
         for piece in pieces:
             content[:, :, :, known : known + piece.shape[3]] = piece
@@ -111,7 +112,7 @@ class Runner:
         return lane, known
 
     def join(self, row: Row, prompt: Lane) -> None:
-        """Begin decoding: the row's computed prompt is copied from the lane it was computed in."""
+        """Start decoding: the row's computed prompt is copied from its lane."""
         self._enter(row, prompt.content(0), len(row.tokens) - 1)
 
     def leave(self, row: Row) -> None:
@@ -127,13 +128,13 @@ class Runner:
             del self._lanes[lane.width]
 
     def rows(self) -> list[Row]:
-        """All decoding rows in the order in which `step` answers them."""
+        """All decoding rows in the order of `step`'s logits."""
         return [row for _, members in self._lanes.values() for row in members]
 
     @torch.inference_mode()
     def step(self, chunks: Rows[PromptChunk]) -> Tensor:
-        """One token for every decoding row and the chunks' tokens for their prompts: logits (R, V) float32, of `rows()`
-        as they are after this call, then of each chunk that ends its prompt."""
+        """One token for every decoding row and the chunks' tokens for their prompts. Returns logits (R, V) float32, of
+        `rows()` in their order after this call, then of each chunk that ends its prompt."""
         self._widen()
         device, rows = self.shape.device, self.rows()
         lanes = [
@@ -147,26 +148,26 @@ class Runner:
         positions = torch.cat([positions for _, positions in lanes] + ranges)
         ends, adapters = self._adapters(rows, chunks)
         attention = StepAttention(
-            self.config, self.shape.dtype, lanes, [Chunk(chunk.lane, chunk.start, chunk.length) for chunk in chunks]
+            self.config, self.shape, lanes, [Chunk(chunk.lane, chunk.start, chunk.length) for chunk in chunks]
         )
         hidden = self.decoder(torch.tensor(tokens, device=device), positions, attention, adapters, ends)
-        wanted = len(rows) + sum(chunk.is_last for chunk in chunks)
-        return self.products.logits(hidden)[:wanted]
+        output_count = len(rows) + sum(chunk.is_last for chunk in chunks)
+        return self.products.logits(hidden)[:output_count]
 
     def _adapters(self, rows: list[Row], chunks: Rows[PromptChunk]) -> tuple[Tensor, Adapters]:
-        """The rows that go on to the logits (one stands in when there are none), and everyone's adapters."""
+        """The rows that continue to the logits (a placeholder if there are none), and the adapters of all rows."""
         choices = [row.choice for row in rows]
-        wanted, ends = list(choices), list(range(len(rows)))
+        last_choices, ends = list(choices), list(range(len(rows)))
         parts, first = [], len(rows)
         for chunk in chunks:
             parts.append((chunk.length, chunk.choice))
             first += chunk.length
             if chunk.is_last:
-                wanted.append(chunk.choice)
+                last_choices.append(chunk.choice)
                 ends.append(first - 1)
         if not ends:
-            wanted, ends = [None], [0]
-        return torch.tensor(ends, device=self.shape.device), self.products.adapters(choices, parts, wanted)
+            last_choices, ends = [None], [0]
+        return torch.tensor(ends, device=self.shape.device), self.products.adapters(choices, parts, last_choices)
 
     def _widen(self) -> None:
         """Move rows whose lane is full to a wider one."""

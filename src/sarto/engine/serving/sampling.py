@@ -1,6 +1,6 @@
-"""Logits of one step into tokens: penalties, constraints, temperature, top-k, top-p, and what was thought of the rest.
+"""Sample tokens from the logits of one step: penalties, constraints, temperature, top-k, top-p, and log probabilities.
 
-Each candidate has its own source of chance, so a seeded one draws the same tokens whatever else is in the batch.
+Each candidate has its own generator, so a seeded one samples the same tokens in any batch.
 """
 
 from __future__ import annotations
@@ -14,26 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; temperature 0 takes the likeliest. `logprobs`: alternatives to report, None: no report."""
-
-    temperature: float = 1.0
-    top_p: float = 0.95
-    top_k: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logprobs: int | None = None
-    seed: int | None = None
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        return self.temperature == 0 and not self.presence_penalty and not self.frequency_penalty
+from sarto.engine.serving.request import Sampling
 
 
 class Constraint(Protocol):
-    """What may come next. `allow` sets the logits (V,) of everything else to -inf, in place."""
+    """The tokens that may come next. `allow` sets the logits (V,) of all others to -inf, in place."""
 
     @property
     def is_complete(self) -> bool: ...
@@ -44,8 +29,8 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A token, its log probability (nats) under the model alone, and the likeliest (id, log probability)."""
+class SampledToken:
+    """A token, its log probability (nats) under the model alone, and the most probable (id, log probability)."""
 
     token: int
     logprob: float
@@ -53,7 +38,7 @@ class Pick:
 
 
 class Sampler:
-    """Draws the tokens of one candidate. `number` tells the candidates of one request apart."""
+    """Samples the tokens of one candidate. `number` distinguishes the candidates of one request."""
 
     def __init__(self, sampling: Sampling, number: int = 0, constraint: Constraint | None = None) -> None:
         self.sampling = sampling
@@ -68,7 +53,7 @@ class Sampler:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the constraint has all it wanted, so that nothing may follow."""
+        """Whether the constraint is satisfied and only the end may follow."""
         return self._constraint is not None and self._constraint.is_complete
 
     def draw(self, logits: Tensor) -> int:
@@ -83,7 +68,7 @@ class Sampler:
         return int(logits.argmax()) if sampling.temperature == 0 else self._chosen(logits)
 
     def note(self, token: int) -> None:
-        """Take a token into account for what comes next."""
+        """Record a token for the penalties and the constraint."""
         if self.sampling.presence_penalty or self.sampling.frequency_penalty:
             self._counts[token] += 1
         if self._constraint is not None:
@@ -97,31 +82,31 @@ class Sampler:
         likely = np.exp((scaled - scaled[0]).cpu().numpy())
         sums = np.cumsum(likely)
         # The nucleus: the likeliest tokens up to and with the one that reaches top_p.
-        kept = int(np.searchsorted(sums, sampling.top_p * sums[-1])) + 1
-        kept = min(kept, len(sums))
-        place = int(np.searchsorted(sums[:kept], self._chance.random() * sums[kept - 1], side="right"))
-        return int(ids[min(place, kept - 1)])
+        count = int(np.searchsorted(sums, sampling.top_p * sums[-1])) + 1
+        count = min(count, len(sums))
+        position = int(np.searchsorted(sums[:count], self._chance.random() * sums[count - 1], side="right"))
+        return int(ids[min(position, count - 1)])
 
 
-def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[Pick]:
+def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken]:
     """One token for each row of logits (R, V) float32."""
     likeliest = logits.argmax(-1).tolist()
-    totals = torch.logsumexp(logits, -1)
+    logs = torch.log_softmax(logits, -1)  # each row by one thread: logsumexp splits a row that is alone among them
     tokens = [
         likeliest[row] if sampler.is_plain_greedy else sampler.draw(logits[row].clone())
         for row, sampler in enumerate(samplers)
     ]
     index = torch.tensor(tokens, device=logits.device)[:, None]
-    chosen = (logits.gather(1, index)[:, 0] - totals).tolist()
+    chosen = logs.gather(1, index)[:, 0].tolist()
     picks = []
     for row, sampler in enumerate(samplers):
         sampler.note(tokens[row])
-        picks.append(Pick(tokens[row], chosen[row], _top(logits[row], totals[row], sampler.sampling.logprobs or 0)))
+        picks.append(SampledToken(tokens[row], chosen[row], _top(logs[row], sampler.sampling.logprobs or 0)))
     return picks
 
 
-def _top(logits: Tensor, total: Tensor, count: int) -> list[tuple[int, float]]:
+def _top(logs: Tensor, count: int) -> list[tuple[int, float]]:
     if not count:
         return []
-    values, ids = torch.topk(logits - total, count)
+    values, ids = torch.topk(logs, count)
     return list(zip(ids.tolist(), values.tolist(), strict=True))

@@ -1,29 +1,29 @@
-"""Which sequences of one base run next: admission by memory and adapters, prompts in chunks, everyone else one token a
-step. Lives on the engine's thread; `step` is the whole of its work."""
+"""The scheduler of one base: admission by memory and adapters, prompts in chunks, one token per step for each decoding
+row. Not thread-safe: only the engine's thread calls it."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
-from sarto.engine.serving.cache import Lane, shared_tokens
 from sarto.engine.serving.generation import Candidate, Generation
-from sarto.engine.serving.products import Choice
+from sarto.engine.serving.kv_cache import Lane, shared_tokens
+from sarto.engine.serving.linear import Choice
 from sarto.engine.serving.runner import PromptChunk, Row, Runner
 from sarto.engine.serving.sampling import Sampler, sample
 from sarto.errors import SartoError
 
 
 @dataclass(frozen=True)
-class Limits:
-    """`cache_tokens`: places in the key/value cache over all sequences."""
+class SchedulerLimits:
+    """`cache_tokens`: tokens in the KV cache over all sequences."""
 
     max_rows: int
     cache_tokens: int
     chunk_tokens: int = 512
-    """Prompt tokens of a step while nobody decodes."""
+    """Prompt tokens of a step while no row decodes."""
     mixed_chunk_tokens: int = 128
-    """The same while others decode and wait for their next token."""
+    """Prompt tokens of a step while rows decode and wait for their next token."""
 
 
 @dataclass(eq=False)
@@ -33,26 +33,28 @@ class _Prompt:
     generation: Generation
     choice: Choice
     lane: Lane | None = None
-    """None until its turn comes."""
+    """None until its first chunk."""
     done: int = 0
 
     @property
     def tokens(self) -> list[int]:
-        return self.generation.order.wanted.prompt
+        return self.generation.request.prepared.prompt
 
     @property
     def cache_name(self) -> str:
-        """What its keys and values depend on beside its tokens."""
-        key = self.generation.order.key
-        return key.digest if key is not None else ""
+        """Name of its part of the prefix cache. Keys and values depend on the adapter, and a cache hit must not reveal
+        another tenant's prompt."""
+        request = self.generation.request
+        return f"{request.tenant}\0{request.key.digest if request.key is not None else ''}"
 
 
 class Scheduler:
-    """Requests of one base, in order of arrival."""
+    """Requests of one base: projects take turns, and within a project the order is that of arrival."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
+    def __init__(self, runner: Runner, limits: SchedulerLimits) -> None:
         self.runner, self.limits = runner, limits
-        self.waiting: deque[Generation] = deque()
+        self._waiting: OrderedDict[str, deque[Generation]] = OrderedDict()
+        """Queues by project; the project with the next turn is first."""
         self._prompts: list[_Prompt] = []
         self._decoding: dict[Row, tuple[Generation, Candidate]] = {}
         self._admitted: set[Generation] = set()
@@ -62,7 +64,12 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self._admitted)
+        return bool(self._waiting or self._admitted)
+
+    @property
+    def waiting(self) -> Counter[str]:
+        """Number of waiting requests, by project."""
+        return Counter({project: len(queue) for project, queue in self._waiting.items()})
 
     @property
     def running(self) -> int:
@@ -73,23 +80,33 @@ class Scheduler:
         return self._reserved
 
     def submit(self, generation: Generation) -> None:
-        self.waiting.append(generation)
+        self._waiting.setdefault(generation.request.project, deque()).append(generation)
+
+    def drop_newest(self, project: str, error: SartoError) -> bool:
+        """End the newest waiting request of the project with an error; False if it has none."""
+        queue = self._waiting.get(project)
+        if not queue:
+            return False
+        newest = queue[-1]
+        self._leave_queue(newest)
+        newest.request.deliver(error)
+        return True
 
     def cancel(self, number: int) -> bool:
-        """Drop a request, wherever it is; nothing more is delivered for it."""
-        for generation in [*self.waiting, *self._admitted]:
-            if generation.order.number == number:
+        """Drop a request in any state; nothing more is delivered for it."""
+        for generation in [*self._queued(), *self._admitted]:
+            if generation.request.number == number:
                 self._drop(generation)
                 return True
         return False
 
     def fail_all(self, error: SartoError) -> None:
-        """End every request with an error. What they held is not freed: nobody uses this scheduler afterwards."""
-        for generation in [*self.waiting, *self._admitted]:
-            generation.order.deliver(error)
+        """End every request with an error. Their memory is not freed: the scheduler cannot be used afterwards."""
+        for generation in [*self._queued(), *self._admitted]:
+            generation.request.deliver(error)
 
     def step(self) -> None:
-        """Admit whom memory allows, compute one token for all who decode and a stretch of the prompts that wait."""
+        """Admit requests, and compute one token for each decoding row and chunks of the waiting prompts."""
         self._admit()
         chunks = self._chunks()
         if not chunks and not self._decoding:
@@ -97,16 +114,18 @@ class Scheduler:
         logits = self.runner.step([chunk for _, chunk in chunks])
         takers: list[tuple[Generation, Candidate]] = [self._decoding[row] for row in self.runner.rows()]
         sources = list(range(len(takers)))
-        place = len(takers)
+        position = len(takers)
         finished: list[_Prompt] = []
+        # `runner.step` returns logits in this order: decoding rows, then one row per chunk that ends its prompt. All
+        # candidates of a request sample their first token from the same row of logits.
         for prompt, chunk in chunks:
             prompt.done += chunk.length
             self.prompt_tokens += chunk.length
             if chunk.is_last:
                 finished.append(prompt)
                 takers += [(prompt.generation, candidate) for candidate in prompt.generation.candidates]
-                sources += [place] * len(prompt.generation.candidates)
-                place += 1
+                sources += [position] * len(prompt.generation.candidates)
+                position += 1
         samplers: list[Sampler] = [candidate.sampler for _, candidate in takers]
         picks = sample(logits[sources], samplers) if takers else []
         for prompt in finished:
@@ -123,6 +142,7 @@ class Scheduler:
     def _begin_decoding(self, prompt: _Prompt, first: dict[Candidate, int]) -> None:
         generation = prompt.generation
         assert prompt.lane is not None
+        # Kept now, not when the request ends: prompts with the same beginning wait for it (`_is_under_way`).
         self.runner.prefixes.keep(prompt.cache_name, prompt.tokens, prompt.lane.content(0))
         for candidate in generation.candidates:
             if candidate.finish_reason:
@@ -132,54 +152,70 @@ class Scheduler:
             self._decoding[candidate.row] = (generation, candidate)
 
     def _admit(self) -> None:
-        while self.waiting:
-            generation = self.waiting[0]
+        """Admit requests while there is space: first of the project with the fewest running ones, then in turn."""
+        while self._waiting:
+            at_work = Counter(admitted.request.project for admitted in self._admitted)
+            project = min(self._waiting, key=lambda name: at_work[name])  # of equals the first, whose turn it is
+            generation = self._waiting[project][0]
             rows = sum(len(admitted.candidates) for admitted in self._admitted) + len(generation.candidates)
             has_room = self._reserved + generation.needed_tokens <= self.limits.cache_tokens
+            # A request larger than all limits is admitted alone, since it would otherwise wait for ever. For the same
+            # reason admission ends here: smaller requests after it would use the space that it waits for.
             if self._admitted and (rows > self.limits.max_rows or not has_room):
                 return
-            key, choice = generation.order.key, None
+            key, choice = generation.request.key, None
             if key is not None:
                 try:
-                    choice = self.runner.adapters.acquire(key, generation.order.staged)
+                    choice = self.runner.adapters.acquire(key, generation.request.staged)
                 except SartoError as error:
-                    self.waiting.popleft()
-                    generation.order.deliver(error)
+                    self._leave_queue(generation)
+                    generation.request.deliver(error)
                     continue
                 if choice is None:
-                    return  # every resident adapter is at work
-            self.waiting.popleft()
+                    return  # every resident adapter is in use, and none can be evicted
+            self._leave_queue(generation)
             self._admitted.add(generation)
             self._reserved += generation.needed_tokens
             self._prompts.append(_Prompt(generation, choice))
 
+    def _queued(self) -> list[Generation]:
+        return [generation for queue in self._waiting.values() for generation in queue]
+
+    def _leave_queue(self, generation: Generation) -> None:
+        """Remove a request from its queue, and move its project behind all others."""
+        queue = self._waiting.pop(generation.request.project)
+        queue.remove(generation)
+        if queue:
+            self._waiting[generation.request.project] = queue
+
     def _chunks(self) -> list[tuple[_Prompt, PromptChunk]]:
-        """The stretch of prompts for this step, oldest first."""
+        """The chunks of prompts for this step, oldest first."""
         left = self.limits.mixed_chunk_tokens if self._decoding else self.limits.chunk_tokens
-        found = []
-        for place, prompt in enumerate(self._prompts):
+        chunks = []
+        for position, prompt in enumerate(self._prompts):
             if not left:
                 break
             if prompt.lane is None:
-                if self._is_under_way(prompt, self._prompts[:place]):
+                if self._is_under_way(prompt, self._prompts[:position]):
                     continue
                 prompt.lane, prompt.done = self.runner.open(prompt.tokens, prompt.cache_name)
                 prompt.generation.known_tokens = prompt.done
             length = min(left, len(prompt.tokens) - prompt.done)
-            found.append((prompt, PromptChunk(prompt.lane, prompt.tokens, prompt.done, length, prompt.choice)))
+            chunks.append((prompt, PromptChunk(prompt.lane, prompt.tokens, prompt.done, length, prompt.choice)))
             left -= length
-        return found
+        return chunks
 
     def _is_under_way(self, prompt: _Prompt, earlier: list[_Prompt]) -> bool:
-        """Whether an earlier prompt is computing a beginning of this one that the prefix cache will then hold."""
+        """Whether an earlier prompt is computing a prefix of this one that the prefix cache will then hold."""
         known = self.runner.prefixes.known_tokens(prompt.cache_name, prompt.tokens)
+        # Without the last token: it is always computed, since its logits give the first token of the answer.
         return any(
             other.cache_name == prompt.cache_name and shared_tokens(other.tokens, prompt.tokens[:-1]) > known
             for other in earlier
         )
 
     def _settle(self, generation: Generation, candidate: Candidate) -> None:
-        """Free what a finished candidate and a finished request held."""
+        """Free the memory of a finished candidate and a finished request."""
         if candidate.finish_reason and candidate.row is not None:
             del self._decoding[candidate.row]
             self.runner.leave(candidate.row)
@@ -188,8 +224,8 @@ class Scheduler:
             self._release(generation)
 
     def _drop(self, generation: Generation) -> None:
-        if generation in self.waiting:
-            self.waiting.remove(generation)
+        if generation in self._waiting.get(generation.request.project, ()):
+            self._leave_queue(generation)
             return
         self._prompts = [prompt for prompt in self._prompts if prompt.generation is not generation]
         for candidate in generation.candidates:
@@ -203,5 +239,5 @@ class Scheduler:
         if generation in self._admitted:
             self._admitted.remove(generation)
             self._reserved -= generation.needed_tokens
-            if generation.order.key is not None:
-                self.runner.adapters.release(generation.order.key)
+            if generation.request.key is not None:
+                self.runner.adapters.release(generation.request.key)

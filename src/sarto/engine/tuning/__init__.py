@@ -1,3 +1,2 @@
 """Training. Read `session` (from rows to checkpoints), `loop`, `trainer` (one optimiser step), `schedule`, then
-`checkpoint` (the published adapter) and `keeper` (exact resume).
-"""
+`checkpoint_files` (the published adapter) and `checkpointing` (exact resume)."""

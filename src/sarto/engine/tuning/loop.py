@@ -1,7 +1,6 @@
-"""The tuning itself: steps, evaluations, checkpoints and resume points in their fixed order, told to the journal.
+"""The tuning loop: steps, evaluations, checkpoints and resume points in a fixed order, with progress in the log.
 
-Everything that decides a number is in `Trainer`; the clock only decides when a resume point is written and what the
-progress says about speed. Used by `engine/run.py`.
+`Trainer` decides all numbers; the clock only decides when a resume point is written, and the reported speed.
 """
 
 from __future__ import annotations
@@ -12,19 +11,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sarto.engine.tuning.journal import Journal
-from sarto.engine.tuning.keeper import Keeper
+from sarto.contract.tuning_run import CheckpointRecord, EvalMetrics, StepMetrics
+from sarto.engine.tuning import divergence
+from sarto.engine.tuning.checkpointing import Checkpointing
+from sarto.engine.tuning.packing import TokenizedRows
+from sarto.engine.tuning.progress_log import ProgressLog
 from sarto.engine.tuning.schedule import PATIENCE, turned
-from sarto.engine.tuning.trainer import Examples, StepOutcome, Trainer
-from sarto.schema.runs import CheckpointRecord, EvalMetrics, StepMetrics
+from sarto.engine.tuning.trainer import StepOutcome, Trainer
+from sarto.errors import FailedPrecondition
 
+ARITHMETIC = ("overflow", "cannot be converted", "out of range", "must be finite")
+"""Texts in torch's errors for numbers that do not fit; any other RuntimeError may be the machine's fault."""
 SMOOTHING = 0.9
-"""Of the reported speed, from step to step."""
+"""Smoothing factor of the reported speed, from step to step."""
 
 
 @dataclass(frozen=True)
 class Milestones:
-    """Steps after which something happens."""
+    """Steps with an action after them."""
 
     evaluations: frozenset[int]
     checkpoints: frozenset[int]
@@ -33,47 +37,77 @@ class Milestones:
 
 def tune(
     trainer: Trainer,
-    validation: Examples | None,
+    validation: TokenizedRows | None,
     milestones: Milestones,
-    journal: Journal,
-    keeper: Keeper,
+    progress_log: ProgressLog,
+    checkpointing: Checkpointing,
     meter: Meter,
     assess: Callable[[CheckpointRecord], None] | None = None,
 ) -> None:
-    """From where the trainer stands to the end; `assess` sees every checkpoint once it is announced.
+    """Train from the trainer's position to the end. `assess` is called with every checkpoint after it is published.
 
-    Raises FailedPrecondition when numbers stop being finite.
-    """
+    Raises FailedPrecondition when numbers are not finite, when the first step cannot be computed, and when the final
+    loss is above the first by HOPELESS_NATS."""
     schedule = trainer.schedule
     advised = False
     while trainer.completed < schedule.total_steps:
         meter.start()
-        outcome = trainer.step()
+        outcome = trainer.step() if trainer.completed else _first_step(trainer)
         step, epoch = trainer.completed, schedule.epoch(trainer.completed)
-        journal.step(meter.metrics(step, epoch, outcome, schedule.total_steps - step))
+        progress_log.step(meter.metrics(step, epoch, outcome, schedule.total_steps - step))
         evaluation = None
+        # Every checkpoint is evaluated too: the best one is chosen by validation loss.
         if validation is not None and (step in milestones.evaluations or step in milestones.checkpoints):
-            loss, accuracy, count = trainer.evaluate(validation)
-            evaluation = EvalMetrics(step=step, epoch=epoch, loss=loss, accuracy=accuracy, supervised_tokens=count)
-            keeper.evaluations.append(evaluation)
-            journal.evaluation(evaluation)
-        over = turned(keeper.evaluations)
+            metrics = trainer.evaluate(validation)
+            evaluation = EvalMetrics(
+                step=step, epoch=epoch, loss=metrics.loss, supervised_tokens=metrics.units, **metrics.measured
+            )
+            checkpointing.evaluations.append(evaluation)
+            progress_log.evaluation(evaluation)
+        over = turned(checkpointing.evaluations)
         stop = over and milestones.stop_early
-        if step in milestones.checkpoints or stop:
-            record = keeper.export(trainer.adapter, step, epoch, evaluation, outcome.loss)
-            journal.checkpoint(record)
+        if step in milestones.checkpoints or stop:  # an early stop exports too, else its last steps would be lost
+            record = checkpointing.export(trainer.adapter, step, epoch, evaluation, outcome.loss)
+            progress_log.checkpoint(record)
             if assess is not None:
                 assess(record)
         if over and not advised:
             advised = True
-            journal.say("note", message=_advice(keeper.evaluations, stop))
+            progress_log.say("note", message=_advice(checkpointing.evaluations, stop))
         if stop:
-            return
-        keeper.save_if_due(trainer, journal)
+            break
+        # Last: a resume point then has the evaluation and the checkpoint of its step, and no attempt repeats them.
+        checkpointing.save_if_due(trainer, progress_log)
+    _check_divergence(progress_log, schedule.learning_rate)
+
+
+def _first_step(trainer: Trainer) -> StepOutcome:
+    """The first step. An arithmetic error in it would occur again, so it is an error of the job, not a lost run."""
+    try:
+        return trainer.step()
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in ARITHMETIC):
+            raise  # missing memory and the like may be the machine's fault, for which a run is retried
+        raise FailedPrecondition(
+            f"The first step cannot be computed ({error}) with a learning rate of {trainer.schedule.learning_rate:.3g};"
+            " try a smaller learning rate multiplier."
+        ) from error
+
+
+def _check_divergence(progress_log: ProgressLog, learning_rate: float) -> None:
+    first, last = divergence.rise(progress_log.losses)
+    words = divergence.words(first, last, learning_rate)
+    if last > first + divergence.HOPELESS_NATS:
+        raise FailedPrecondition(words)
+    if last > first + divergence.SUSPECT_NATS:
+        progress_log.say("warning", message=words)
 
 
 class Meter:
-    """Speed, time left, utilisation and memory; the first step's warm-up does not count for the speed."""
+    """Speed, remaining time, utilisation and memory. The warm-up of the first step does not count for the speed.
+
+    Utilisation is relative to the measured ceiling, or to the fastest step if that was faster, so it never exceeds 1.
+    """
 
     def __init__(self, flops_per_token: float, flops_per_target: float, peak_flops: float) -> None:
         self.flops_per_token, self.flops_per_target, self.peak_flops = flops_per_token, flops_per_target, peak_flops
@@ -88,16 +122,18 @@ class Meter:
     def metrics(self, step: int, epoch: int, outcome: StepOutcome, steps_left: int) -> StepMetrics:
         seconds = time.perf_counter() - self._started
         now = outcome.rendered_tokens / seconds
-        keep = SMOOTHING if self._measured > 1 else 0.0
+        keep = SMOOTHING if self._measured > 1 else 0.0  # the second step replaces the first, which is warm-up
         self._rate = keep * self._rate + (1 - keep) * now
         self._tokens_per_step = keep * self._tokens_per_step + (1 - keep) * outcome.rendered_tokens
         self._measured += 1
-        useful = outcome.rendered_tokens * self.flops_per_token + outcome.supervised_tokens * self.flops_per_target
+        useful = outcome.computed_tokens * self.flops_per_token + outcome.target_tokens * self.flops_per_target
+        if self.peak_flops:
+            self.peak_flops = max(self.peak_flops, useful / seconds)
         return StepMetrics(
             step=step,
             epoch=epoch,
             loss=outcome.loss,
-            accuracy=outcome.accuracy,
+            **outcome.measured,
             supervised_tokens=outcome.supervised_tokens,
             tokens=outcome.rendered_tokens,
             learning_rate=outcome.learning_rate,
@@ -112,19 +148,6 @@ class Meter:
 def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def best_checkpoint(checkpoints: list[CheckpointRecord]) -> tuple[str | None, str]:
-    """The id, and the evidence in words: the lowest validation loss, or the last one where nothing was measured."""
-    if not checkpoints:
-        return None, ""
-    measured = [(each.evaluation, each) for each in checkpoints if each.evaluation is not None]
-    if not measured:
-        return checkpoints[-1].checkpoint_id, "the last checkpoint: there was no validation data to compare them by"
-    found, best = min(measured, key=lambda pair: pair[0].loss)
-    others = ", ".join(f"{each.loss:.4f}" for each, record in measured if record is not best)
-    against = f"; the others have {others}" if others else "; it is the only one"
-    return best.checkpoint_id, f"lowest validation loss, {found.loss:.4f} after epoch {best.epoch}{against}"
 
 
 def _advice(evaluations: list[EvalMetrics], stopped: bool) -> str:

@@ -1,4 +1,4 @@
-"""When things happen in a run: learning rate, epochs, evaluations, checkpoints. Pure arithmetic on step numbers.
+"""Schedule of a run by step numbers: learning rate, epochs, evaluations, checkpoints. Pure arithmetic.
 
 Steps are counted from 1; step s is the s-th optimiser step.
 """
@@ -9,16 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sarto.schema.runs import EvalMetrics
+from sarto.contract.tuning_run import EvalMetrics
 
 CHECKPOINTS = 10
-"""Below this many epochs every epoch leaves a checkpoint, from it on about this many are spread evenly."""
+"""Below this many epochs every epoch has a checkpoint; from it on about this many are spread evenly."""
 EVALUATION_SHARE = 0.05
 """Evaluations between the epoch ends may cost this share of the training tokens."""
 FINAL_RATE = 0.1
 """The cosine ends at this share of the learning rate."""
 PATIENCE = 2
-"""Evaluations in a row above the best before a run is said to have turned."""
+"""Consecutive evaluations above the best from which validation loss counts as turned."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Schedule:
         return (step - 1) // self.steps_per_epoch + 1
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a tenth."""
+        """Learning rate: linear warm-up, then a cosine down to a tenth."""
         if step <= self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
@@ -55,7 +55,7 @@ class Schedule:
         return frozenset(round(i * self.epochs / count) * self.steps_per_epoch for i in range(1, count + 1))
 
     def evaluation_steps(self, training_tokens: int, validation_tokens: int) -> frozenset[int]:
-        """The end of every epoch, and as many evenly between as the cost allows; tokens are those of one pass."""
+        """The end of every epoch, and steps evenly between as far as the cost allows; tokens are those of one pass."""
         ends = {epoch * self.steps_per_epoch for epoch in range(1, self.epochs + 1)}
         # a validation token costs about a third of a training token: no backward pass
         between = int(EVALUATION_SHARE * 3 * training_tokens / max(1, validation_tokens))  # per epoch
@@ -65,7 +65,7 @@ class Schedule:
 
 
 def turned(evaluations: Sequence[EvalMetrics]) -> bool:
-    """Validation loss has been above its best for PATIENCE evaluations in a row, and rising."""
+    """Whether validation loss was above its best for PATIENCE consecutive evaluations, and is rising."""
     if len(evaluations) <= PATIENCE:
         return False
     best = min(each.loss for each in evaluations[:-PATIENCE])

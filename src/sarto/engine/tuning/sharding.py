@@ -1,6 +1,7 @@
-"""A base that no single device holds: FSDP2 keeps a part of every matrix on each, and gathers a layer while it is used.
+"""Sharding of a base that no single device can hold: FSDP2 keeps a part of every matrix on each, and gathers a layer
+while it is used.
 
-Nothing of the base is trained, so that is all it does: no gradient is ever reduced. Used by `session.py`.
+The base is not trained, so no gradient is reduced.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from sarto.engine.families.decoder import Decoder
+from sarto.engine.models.decoder import Decoder
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-"""It warns of changes in place; no operation of ours changes what it is given."""
+"""FSDP warns of changes in place; our operations change none of their arguments."""
 
 
 def shard(decoder: Decoder, device: torch.device, count: int) -> None:
     """Move a decoder from the processor's memory to `count` devices, layer by layer; call it on every rank.
 
-    From then on the ranks must compute in step. Norms are small and whole on each device."""
+    Afterwards the ranks must compute in step. Norms are small and whole on each device."""
     mesh = init_device_mesh(device.type, (count,))
     norms: set[nn.Parameter] = set()
     for index in range(decoder.config.layers):

@@ -1,8 +1,7 @@
-"""One optimiser step after another: the state of a tuning, and nothing about files or the clock.
+"""One optimiser step after another: the state of a tuning, without files and clock.
 
-The loss is normalised by the supervised tokens of the whole step, so packing, micro-batches and ranks change
-no gradient.
-Used by `loop.py`; a resume point stores `state()`.
+The loss is divided by the units of the whole step, so packing, micro-batches and ranks change no gradient. A resume
+point stores `state()`.
 """
 
 from __future__ import annotations
@@ -10,32 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sarto.engine.data.batches import Batch, Tokenized, epoch_order, plan, shares, supervised_count
-from sarto.engine.families.decoder import Decoder
-from sarto.engine.lora import LoraAdapter
+from sarto.engine.models.decoder import Decoder
+from sarto.engine.models.trainable import Trainable
 from sarto.engine.tuning.adamw import AdamW
+from sarto.engine.tuning.methods.method import Loss, Method
+from sarto.engine.tuning.packing import (
+    Batch,
+    MemoryPlan,
+    TokenizedExample,
+    TokenizedRows,
+    epoch_order,
+    rows_of,
+    shares,
+    supervised_count,
+    take,
+    whole,
+)
+from sarto.engine.tuning.ranks import RankCommand, Ranks
 from sarto.engine.tuning.schedule import Schedule
-from sarto.engine.tuning.supervised import MemoryPlan, batch_loss
-from sarto.engine.tuning.team import Order, Team
+from sarto.engine.weights.tensor_file import StoredTensors
 from sarto.errors import FailedPrecondition
 
 NAMED_LINES = 20
-
-
-class Examples(Protocol):
-    """Tokenised rows by number; `line` is where a row stands in the user's file."""
-
-    def __len__(self) -> int: ...
-    def tokens(self, index: int) -> npt.NDArray[np.uint32]: ...
-    def loss_mask(self, index: int) -> npt.NDArray[np.bool_]: ...
-    def line(self, index: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -48,159 +48,205 @@ class Optimisation:
 @dataclass(frozen=True)
 class StepOutcome:
     loss: float
-    """Mean over the step's supervised tokens, in nats."""
-    accuracy: float
+    """Mean over the step's units, in nats."""
+    measured: dict[str, float]
+    """Means of the method's measures, by field of StepMetrics."""
     supervised_tokens: int
+    """Number of the step's units."""
+    target_tokens: int
+    """Tokens with a computed probability."""
     rendered_tokens: int
+    computed_tokens: int
+    """Computed tokens; a prefix that examples share counts once here, and in each example of the rendered tokens."""
     learning_rate: float
     gradient_norm: float
 
 
-@dataclass
-class Sums:
-    """Over the batches of a step or of a validation pass."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation pass: mean loss in nats, means of the method's measures by field of EvalMetrics, and the units."""
 
+    loss: float
+    measured: dict[str, float]
+    units: int
+
+
+@dataclass
+class LossSums:
+    """Sums over the batches of a step or of a validation pass."""
+
+    measured: list[float]
+    """Sums of the method's measures."""
     loss: float = 0.0
-    right: int = 0
+    units: int = 0
+    computed: int = 0
     targets: int = 0
     not_finite: list[int] = field(default_factory=list)
-    """Lines of the batches whose loss is no finite number; at least one more than are named in a message."""
+    """Lines of the batches whose loss is not finite; at most one more than a message lists."""
 
-    def add(self, loss: float, right: int, batch: Batch) -> None:
-        self.loss, self.right, self.targets = self.loss + loss, self.right + right, self.targets + len(batch.targets)
+    def add(self, loss: float, measured: list[float], batch: Batch) -> None:
+        self.loss += loss
+        self.measured = [before + more for before, more in zip(self.measured, measured, strict=True)]
+        self.computed += len(batch.tokens)
+        self.targets += len(batch.targets)
         if not math.isfinite(loss):
             self.not_finite += batch.lines
 
-    def over(self, team: Team, device: torch.device) -> Sums:
-        """The sums of all ranks."""
-        if team.count == 1:
+    def over(self, ranks: Ranks, device: torch.device) -> LossSums:
+        """The sums over all ranks."""
+        if ranks.count == 1:
             return self
-        told = torch.zeros(3 + team.count * (NAMED_LINES + 1), dtype=torch.float64)
-        told[:3] = torch.tensor([self.loss, self.right, self.targets], dtype=told.dtype)
-        lines = torch.tensor(self.not_finite[: NAMED_LINES + 1], dtype=told.dtype)
-        own = 3 + team.rank * (NAMED_LINES + 1)
-        told[own : own + len(lines)] = lines
-        told = told.to(device)
-        team.sum(told)
-        loss, right, targets, *lines_of_all = told.tolist()
-        return Sums(loss, int(right), int(targets), [int(line) for line in lines_of_all if line])
-
-
-def take(examples: Examples, indices: Iterable[int]) -> list[Tokenized]:
-    return [Tokenized(examples.tokens(i), examples.loss_mask(i), examples.line(i)) for i in indices]
+        own = [self.loss, self.units, self.computed, self.targets, *self.measured]
+        vector = torch.zeros(len(own) + ranks.count * (NAMED_LINES + 1), dtype=torch.float64)
+        vector[: len(own)] = torch.tensor(own, dtype=vector.dtype)
+        lines = torch.tensor(self.not_finite[: NAMED_LINES + 1], dtype=vector.dtype)
+        at = len(own) + ranks.rank * (NAMED_LINES + 1)
+        vector[at : at + len(lines)] = lines
+        vector = vector.to(device)
+        ranks.sum(vector)
+        loss, units, computed, targets, *rest = vector.tolist()
+        measured, lines_of_all = rest[: len(self.measured)], rest[len(self.measured) :]
+        not_finite = [int(line) for line in lines_of_all if line]
+        return LossSums(measured, loss, int(units), int(computed), int(targets), not_finite)
 
 
 class Trainer:
-    """Owns adapter and optimiser; `completed` counts the steps behind it.
+    """Owns adapter and optimiser; `completed` is the number of completed steps.
 
-    Every rank of a team has one. The leader's takes the steps; the others' compute their share of the gradients when
-    they are told to (`gradients`, `evaluate`), with the values the leader has."""
+    Every rank has one. The leader's performs the steps. The others compute their share of the gradients by command
+    (`gradients`, `evaluate`), with the leader's values."""
 
     def __init__(
         self,
         decoder: Decoder,
-        adapter: LoraAdapter,
-        examples: Examples,
+        adapter: Trainable,
+        method: Method,
+        loss: Loss,
+        examples: TokenizedRows,
         schedule: Schedule,
         optimisation: Optimisation,
         memory: MemoryPlan,
-        team: Team | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.decoder, self.adapter, self.examples = decoder, adapter, examples
+        """`loss` is the result of the method's `begin`."""
+        self.decoder, self.adapter, self.method, self.loss = decoder, adapter, method, loss
+        self.examples = examples
         self.schedule, self.optimisation, self.memory = schedule, optimisation, memory
-        self.team = team or Team()
+        self.ranks = ranks or Ranks()
         self.completed = 0
         self._optimizer = AdamW(adapter.values, optimisation.weight_decay)
 
     def step(self) -> StepOutcome:
-        """Raises FailedPrecondition, naming step and lines, when a loss or the gradient is not finite."""
-        self.order("step")
+        """Perform a step. Raises FailedPrecondition with step and lines when a loss or the gradient is not finite."""
+        self.command("step")
         return self.update(take(self.examples, self.indices(self.completed + 1)))
 
-    def order(self, kind: Literal["step", "probe", "evaluate", "logits"], tokens: Sequence[int] = ()) -> None:
-        """Tell the other ranks what this one does next."""
-        self.team.order(Order(kind=kind, number=self.completed + 1, memory=self.memory, tokens=list(tokens)))
+    def command(self, kind: Literal["step", "probe", "evaluate", "logits"], tokens: Sequence[int] = ()) -> None:
+        """Send the other ranks the command that this rank executes next."""
+        self.ranks.command(RankCommand(kind=kind, number=self.completed + 1, memory=self.memory, tokens=list(tokens)))
 
-    def update(self, examples: list[Tokenized]) -> StepOutcome:
-        """A step on these very examples."""
+    def update(self, rows: list[TokenizedExample]) -> StepOutcome:
+        """Perform a step on these rows, which are those of whole examples."""
         number = self.completed + 1
-        found = self.gradients(examples)
-        if found.not_finite:
-            raise _not_finite("loss", number, found.not_finite)
-        norm = self._clip(number, [example.line for example in examples])
+        sums = self.gradients(rows)
+        if sums.not_finite:
+            raise _not_finite("loss", number, sums.not_finite)
+        norm = self._clip(number, [row.line for row in rows])
         rate = self.schedule.rate(number)
         self._optimizer.step(self.adapter.gradients, rate)
+        self.adapter.refresh()
         self.completed = number
-        used = list(filter(_learns, examples))
-        total, rendered = _targets(used), sum(len(example.tokens) for example in used)
-        return StepOutcome(found.loss / total, found.right / total, total, rendered, rate, norm)
+        used = list(filter(_learns, rows))
+        total, rendered = self.method.units(used), sum(len(row.tokens) for row in used)
+        return StepOutcome(
+            sums.loss / total, self._means(sums, total), total, sums.targets, rendered, sums.computed, rate, norm
+        )
+
+    def _means(self, sums: LossSums, units: int) -> dict[str, float]:
+        return {name: value / units for name, value in zip(self.method.measures, sums.measured, strict=True)}
+
+    def _no_sums(self) -> LossSums:
+        return LossSums([0.0] * len(self.method.measures))
 
     def indices(self, number: int) -> Sequence[int]:
-        """Rows of the number-th step."""
+        """Rows of this step."""
         size, per_epoch = self.schedule.batch_size, self.schedule.steps_per_epoch
-        order = epoch_order(len(self.examples), self.optimisation.seed, self.schedule.epoch(number))
+        per_example = self.method.rows_per_example
+        order = epoch_order(len(self.examples) // per_example, self.optimisation.seed, self.schedule.epoch(number))
         first = (number - 1) % per_epoch * size
-        return [int(i) for i in order[first : first + size]]
+        return rows_of(order[first : first + size], per_example)
 
-    def gradients(self, examples: list[Tokenized]) -> Sums:
-        """Fresh gradients of a step on these examples, of which every rank computes its share."""
+    def gradients(self, rows: list[TokenizedExample]) -> LossSums:
+        """New gradients of a step on the rows of whole examples, of which every rank computes its share."""
         adapter, device = self.adapter, self.decoder.device
-        self.team.share(adapter.values)
+        self._share()
         adapter.gradients.zero_()
-        total, sums = _targets(examples), Sums()
-        for batch, counts in self._batches(shares(examples, self.team.count)[self.team.rank], examples):
-            each, hits = batch_loss(self.decoder, adapter, batch.to(device), self.memory)
+        total, sums = self.method.units(rows), self._no_sums()
+        own = shares(rows, self.ranks.count, self.method.rows_per_example)[self.ranks.rank]
+        for batch, counts in self._batches(own, rows):
+            each, measured = self.loss(batch.to(device), self.memory)
             if counts:
-                sums.add(float(each.detach()), int(hits), batch)
+                sums.add(float(each.detach()), measured.tolist(), batch)
             (each * (counts / total)).backward()
-        self.team.sum(adapter.gradients)
-        return sums.over(self.team, device)
+        self.ranks.sum(adapter.gradients)
+        return sums.over(self.ranks, device)
 
-    def evaluate(self, examples: Examples) -> tuple[float, float, int]:
-        """Mean loss, accuracy and count of supervised tokens over all examples. Raises FailedPrecondition if not
-        finite."""
-        self.order("evaluate")
-        found = self.sums(examples)
-        if found.not_finite:
+    def evaluate(self, examples: TokenizedRows) -> Evaluated:
+        """Means over all examples. Raises FailedPrecondition if the loss is not finite."""
+        self.command("evaluate")
+        sums = self.sums(examples)
+        if sums.not_finite:
             raise FailedPrecondition(
-                "the validation loss is not a finite number; try a smaller learning rate multiplier"
+                "The validation loss is not a finite number; try a smaller learning rate multiplier."
             )
-        total = max(1, found.targets)
-        return found.loss / total, found.right / total, found.targets
+        total = max(1, sums.units)
+        return Evaluated(sums.loss / total, self._means(sums, total), sums.units)
 
     @torch.no_grad()
-    def sums(self, examples: Examples) -> Sums:
-        """Of losses over all examples, of which every rank computes its share."""
-        self.team.share(self.adapter.values)
-        sums, device = Sums(), self.decoder.device
-        part, count = max(1, self.memory.token_budget // 64), self.team.count
+    def sums(self, examples: TokenizedRows) -> LossSums:
+        """Sums of losses over all examples, of which every rank computes its share."""
+        self._share()
+        sums, device = self._no_sums(), self.decoder.device
+        count, per_example = self.ranks.count, self.method.rows_per_example
+        part = max(1, self.memory.token_budget // 64 // per_example) * per_example
         for start in range(0, len(examples), part * count):
-            first = start + self.team.rank * part
+            first = start + self.ranks.rank * part
             rows = take(examples, range(first, min(first + part, len(examples))))
+            sums.units += self.method.units(rows)
             all_of_part = (take(examples, [i])[0] for i in range(start, min(start + part * count, len(examples))))
             for batch, counts in self._batches(rows, all_of_part):
-                each, hits = batch_loss(self.decoder, self.adapter, batch.to(device), self.memory)
+                each, measured = self.loss(batch.to(device), self.memory)
                 if counts:
-                    sums.add(float(each), int(hits), batch)
-        return sums.over(self.team, device)
+                    sums.add(float(each), measured.tolist(), batch)
+        return sums.over(self.ranks, device)
 
-    def _batches(self, own: list[Tokenized], of_all: Iterable[Tokenized]) -> Iterator[tuple[Batch, bool]]:
-        """This rank's batches; where ranks compute in step, then such as count for nothing, until all have as many."""
-        batches = plan(own, self.memory.token_budget)
-        most = self.team.most(len(batches), self.decoder.device) if self.decoder.is_sharded else 0
+    def _batches(self, own: list[TokenizedExample], of_all: Iterable[TokenizedExample]) -> Iterator[tuple[Batch, bool]]:
+        """This rank's batches; if ranks compute in step, followed by batches without weight until all ranks have the
+        same number."""
+        batches = self.method.plan(own, self.memory.token_budget)
+        most = self.ranks.most(len(batches), self.decoder.device) if self.decoder.is_sharded else 0
         yield from ((batch, True) for batch in batches)
         if most > len(batches):
-            (batch,) = plan([next(filter(_learns, of_all))], self.memory.token_budget)
+            examples = whole(of_all, self.method.rows_per_example)
+            learning = next(example for example in examples if any(map(_learns, example)))
+            batch = self.method.plan(learning, self.memory.token_budget)[0]
             yield from [(batch, False)] * (most - len(batches))
 
+    def _share(self) -> None:
+        """The leader's values on every rank."""
+        if self.ranks.count > 1:
+            self.ranks.share(self.adapter.values)
+            self.adapter.refresh()
+
     def state(self) -> dict[str, Tensor]:
-        """Views of everything that changes from step to step, `completed` apart."""
+        """Views of everything that changes from step to step, except `completed`."""
         return {"values": self.adapter.values, "mean": self._optimizer.mean, "square": self._optimizer.square}
 
-    def restore(self, completed: int, state: dict[str, Tensor]) -> None:
+    def restore(self, completed: int, state: StoredTensors) -> None:
         self.completed = self._optimizer.completed = completed
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        self.adapter.refresh()
 
     def _clip(self, number: int, lines: list[int]) -> float:
         norm = float(self.adapter.gradients.norm())
@@ -211,17 +257,13 @@ class Trainer:
         return norm
 
 
-def _learns(example: Tokenized) -> bool:
-    return supervised_count(example.loss_mask) > 0
-
-
-def _targets(examples: Iterable[Tokenized]) -> int:
-    return sum(supervised_count(example.loss_mask) for example in examples)
+def _learns(row: TokenizedExample) -> bool:
+    return supervised_count(row.loss_mask) > 0
 
 
 def _not_finite(what: str, step: int, lines: list[int]) -> FailedPrecondition:
     named = ", ".join(map(str, sorted(lines)[:NAMED_LINES])) + (", …" if len(lines) > NAMED_LINES else "")
     return FailedPrecondition(
-        f"step {step}: the {what} is not a finite number. The step's examples are at lines {named} of the training "
-        "data. Try a smaller learning rate multiplier, and look at those lines for unusual content."
+        f"Step {step}: the {what} is not a finite number. The step's examples are at lines {named} of the training "
+        "data. Try a smaller learning rate multiplier, and check those lines for unusual content."
     )

@@ -1,0 +1,1 @@
+"""HTTP for all APIs: `application` handles each request, by `routing`, within `limits`."""

@@ -1,0 +1,1 @@
+"""Tokens, service accounts, policies and projects."""

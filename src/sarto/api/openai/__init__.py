@@ -1,0 +1,1 @@
+"""OpenAI's chat API: `chat` has the routes, `messages` the two forms."""

@@ -1,0 +1,1 @@
+"""Commands about callers and their rights: accounts, keys, policies, projects, the audit log."""

@@ -1,0 +1,1 @@
+"""Authentication and authorisation: `principal`, `authentication`, then `authorization` with `roles` and `policies`."""

@@ -1,0 +1,1 @@
+"""Rules shared by all resources of a Google API: filters, list pages, labels, times."""

@@ -1,0 +1,1 @@
+"""Batch predictions: `batch_predictions` is the resource, `batch_runner` executes them."""

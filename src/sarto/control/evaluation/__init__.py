@@ -1,0 +1,1 @@
+"""Evaluations of datasets as operations, and the report of a tuning job."""

@@ -1,0 +1,1 @@
+"""Tuning jobs from request to row: `tuning_jobs`, `validation`, `plan`, `states`."""

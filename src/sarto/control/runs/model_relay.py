@@ -1,0 +1,92 @@
+"""The relay: sends the generation requests that a program of the engine writes into its run folder.
+`engine/programs/relayed_model.py` is the other end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from sarto.contract.model_relay import RelayRequest, RelayResponse
+from sarto.contract.run_folder import ANSWERED_FILE, ASKED_FILE
+from sarto.control.executors.executor import RunTransport
+from sarto.errors import FailedPrecondition, Internal, SartoError
+
+logger = logging.getLogger(__name__)
+
+Ask = Callable[[str, dict[str, Any], Callable[[float], object]], dict[str, Any]]
+"""Name, GenerateContentRequest as JSON and a pause function, to GenerateContentResponse. Raises SartoError."""
+LOOK_SECONDS = 0.02
+MOST_AT_ONCE = 64
+
+
+@contextmanager
+def answering(run: RunTransport, folder: str, names: Collection[str], ask: Ask) -> Iterator[None]:
+    """Within the block, answer requests of the program to the models in `names`. `folder`: the file name of its run
+    folder."""
+    if not names:
+        yield
+        return
+    relay = _ModelRelay(run, folder, frozenset(names), ask)
+    relay.start()
+    try:
+        yield
+    finally:
+        relay.stop()
+
+
+class _ModelRelay:
+    def __init__(self, run: RunTransport, folder: str, names: frozenset[str], ask: Ask) -> None:
+        self._run, self._folder, self._names, self._call = run, folder, names, ask
+        self._lock, self._stopping = threading.Lock(), threading.Event()
+        self._room = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self._thread = threading.Thread(target=self._serve, name="judge-relay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop writing; calls in progress end by themselves."""
+        with self._lock:
+            self._stopping.set()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                lines = self._run.lines(f"{self._folder}/{ASKED_FILE}")
+                questions = [RelayRequest.model_validate_json(line) for line in lines]
+            except (OSError, ValidationError):
+                logger.exception("relay requests not read")
+                return
+            for question in questions:
+                while not self._room.acquire(timeout=LOOK_SECONDS):
+                    if self._stopping.is_set():
+                        return
+                threading.Thread(target=self._answer, args=(question,), name="judge-call", daemon=True).start()
+
+    def _answer(self, question: RelayRequest) -> None:
+        try:
+            answer = RelayResponse(number=question.number, response=self._ask(question))
+        except SartoError as error:
+            logger.warning("relay request failed", extra={"model": question.judge, "status": error.status})
+            answer = RelayResponse(number=question.number, error=error.to_status())
+        except Exception as error:  # after any error, since the run waits for a response
+            logger.exception("query failed", extra={"model": question.judge})
+            fault = Internal(f"The call of {question.judge} failed: {type(error).__name__}")
+            answer = RelayResponse(number=question.number, error=fault.to_status())
+        finally:
+            self._room.release()
+        with self._lock:
+            if not self._stopping.is_set():
+                line = answer.model_dump_json(exclude_defaults=True).encode()
+                self._run.send(f"{self._folder}/{ANSWERED_FILE}", line)
+
+    def _ask(self, question: RelayRequest) -> dict[str, Any]:
+        if question.judge not in self._names:
+            raise FailedPrecondition(f"{question.judge} was not named when the work was created.")
+        return self._call(question.judge, question.request, self._stopping.wait)

@@ -1,0 +1,1 @@
+"""Webhooks: `subscriptions` stores them, `sender` delivers messages."""

@@ -1,0 +1,1 @@
+"""Reports on a dataset before training: statistics, duplicates, the loss mask, a forecast."""

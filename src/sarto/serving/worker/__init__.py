@@ -1,0 +1,1 @@
+"""The generation worker: `client` sends requests, `program` is the process."""

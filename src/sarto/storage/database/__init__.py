@@ -1,0 +1,1 @@
+"""The SQL database: `database` opens it, `tables` describes it, `migrations` upgrades it."""

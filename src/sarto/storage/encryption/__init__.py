@@ -1,0 +1,1 @@
+"""Keys and encrypted files: `key_service` is the interface, `envelope` encrypts files, `keyset_store` keeps keys."""

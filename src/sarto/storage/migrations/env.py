@@ -1,9 +1,0 @@
-"""Run by Alembic: applies revisions on the connection that `upgrade` handed over, inside its transaction."""
-
-from alembic import context
-
-from sarto.storage.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
-with context.begin_transaction():
-    context.run_migrations()

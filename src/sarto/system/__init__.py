@@ -1,0 +1,1 @@
+"""Operating system functions: files, processes, memory, certificates, outgoing HTTP."""
