@@ -51,7 +51,10 @@ def test_an_evaluation_is_asked_for_and_its_results_are_read(seen: dict[str, Any
     for run in runs:
         response = run["evaluate_dataset_response"]
         results = response["aggregation_output"]["aggregation_results"]
-        assert [result["aggregation_metric"] for result in results] == ["AVERAGE", "STANDARD_DEVIATION"] * 3
+        aggregations = [result["aggregation_metric"] for result in results]
+        # The judge is a tiny random model: of one rating alone, all the others being cut, there is no deviation.
+        assert aggregations[:5] == ["AVERAGE", "STANDARD_DEVIATION"] * 2 + ["AVERAGE"]
+        assert aggregations[5:] in ([], ["STANDARD_DEVIATION"])
         assert "score" in results[0]["exact_match_metric_value"] and "score" in results[2]["rouge_metric_value"]
         assert "score" in results[4]["pointwise_metric_result"]
         assert response["output_info"]["gcs_output_directory"].startswith("gs://tuning-data/flow/")
