@@ -1,11 +1,11 @@
-"""A tuning method is a seam: its own files and the two tables name it, and nobody else asks which method it is."""
+"""A tuning method is a seam: its own files and the tables name it, and nobody else asks which method it is."""
 
 from __future__ import annotations
 
 import re
 from typing import get_args
 
-from sarto.contract.tuning_run import EvalMetrics, StepMetrics
+from sarto.contract.tuning_run import SERIES, EvalMetrics, StepMetrics
 from sarto.control.runs.progress import METRIC_NAMES
 from sarto.conversations.examples import READERS, DataFormat
 from sarto.engine.tuning.methods import METHODS
@@ -16,6 +16,7 @@ SUPERVISED = re.compile(
     r"supervised_tuning|[sS]upervisedTuning|SupervisedHyperParameters|methods\.supervised|\bSUPERVISED\b|[\"']supervised[\"']"
 )
 MAY_NAME = {
+    "sarto.contract.tuning_run": "the table of time series",
     "sarto.schema.tuning_jobs": "the wire form of its spec, and the table of specs",
     "sarto.engine.tuning.methods": "the table of methods",
     "sarto.engine.tuning.methods.supervised": "the method itself",
@@ -30,17 +31,17 @@ def test_only_its_own_files_and_the_two_tables_name_the_supervised_method() -> N
     assert MAY_NAME.keys() - naming == set(), "shorten the list"
 
 
-def test_the_two_tables_know_the_same_methods() -> None:
-    assert list(SPECS) == list(METHODS)
+def test_the_tables_know_the_same_methods() -> None:
+    assert list(SPECS) == list(METHODS) == list(SERIES)
     for name, row in SPECS.items():
         method = METHODS[name]
         assert row.method == name
         assert row.field in TuningJob.ONEOFS["tuning_spec"] and row.field in TuningJob.model_fields
         assert row.data_stats in TuningDataStats.model_fields
         assert {row.format_for("open"), row.format_for("translation")} == set(method.data_formats)
-        assert (row.train_series, row.eval_series) == (method.train_series, method.eval_series)
-        assert set(row.train_series.values()) <= StepMetrics.model_fields.keys()
-        assert set(row.eval_series.values()) <= EvalMetrics.model_fields.keys()
+        assert method.series is SERIES[name]
+        assert set(method.series.steps.values()) <= StepMetrics.model_fields.keys()
+        assert set(method.series.evaluations.values()) <= EvalMetrics.model_fields.keys()
 
 
 def test_every_form_of_data_has_a_reader() -> None:

@@ -6,6 +6,7 @@ All fields are in the engine's terms; `control/runs/run_spec.py` converts the AP
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -188,6 +189,50 @@ class EvalMetrics(Record):
     chosen_logp: float | None = None
     rejected_logp: float | None = None
     supervised_tokens: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """The time series of a method: name → field."""
+
+    steps: dict[str, str]
+    """Fields of StepMetrics."""
+    evaluations: dict[str, str]
+    """Fields of EvalMetrics."""
+
+
+SERIES: dict[str, Series] = {
+    "supervised": Series(
+        steps={
+            "/train_total_loss": "loss",
+            "/train_fraction_of_correct_next_step_preds": "accuracy",
+            "/train_num_predictions": "supervised_tokens",
+        },
+        evaluations={
+            "/eval_total_loss": "loss",
+            "/eval_fraction_of_correct_next_step_preds": "accuracy",
+            "/eval_num_predictions": "supervised_tokens",
+        },
+    ),
+    "preference": Series(
+        steps={
+            "/preference_optimization_train_loss": "loss",
+            "/train_reward_accuracy": "accuracy",
+            "/train_reward_margin": "margin",
+            "/train_chosen_log_probability": "chosen_logp",
+            "/train_rejected_log_probability": "rejected_logp",
+        },
+        evaluations={
+            "/eval_total_loss": "loss",
+            "/eval_reward_accuracy": "accuracy",
+            "/eval_reward_margin": "margin",
+            "/eval_chosen_log_probability": "chosen_logp",
+            "/eval_rejected_log_probability": "rejected_logp",
+        },
+    ),
+}
+"""The time series of each method, by its name. New methods come last, because the order decides the ids of an
+experiment's time series."""
 
 
 class CheckpointRecord(Record):

@@ -190,11 +190,6 @@ class SpecRow:
     """The label `tune-type` of its models."""
     client_name: str
     """Its name in Google's clients."""
-    train_series: dict[str, str]
-    """The time series of its steps: name → field of the run's StepMetrics."""
-    eval_series: dict[str, str]
-    """The time series of its validation passes: name → field of the run's EvalMetrics."""
-
     default_beta: float | None = None
     """None for a method without a beta."""
     rate_share: float = 1.0
@@ -230,16 +225,6 @@ SPECS: dict[str, SpecRow] = {
         data_format="auto",
         tune_type="sft",
         client_name="SUPERVISED_FINE_TUNING",
-        train_series={
-            "/train_total_loss": "loss",
-            "/train_fraction_of_correct_next_step_preds": "accuracy",
-            "/train_num_predictions": "supervised_tokens",
-        },
-        eval_series={
-            "/eval_total_loss": "loss",
-            "/eval_fraction_of_correct_next_step_preds": "accuracy",
-            "/eval_num_predictions": "supervised_tokens",
-        },
     ),
     "preference": SpecRow(
         method="preference",
@@ -252,24 +237,9 @@ SPECS: dict[str, SpecRow] = {
         default_beta=0.1,
         rate_share=0.1,
         warmup_fraction=0.1,
-        train_series={
-            "/preference_optimization_train_loss": "loss",
-            "/train_reward_accuracy": "accuracy",
-            "/train_reward_margin": "margin",
-            "/train_chosen_log_probability": "chosen_logp",
-            "/train_rejected_log_probability": "rejected_logp",
-        },
-        eval_series={
-            "/eval_total_loss": "loss",
-            "/eval_reward_accuracy": "accuracy",
-            "/eval_reward_margin": "margin",
-            "/eval_chosen_log_probability": "chosen_logp",
-            "/eval_rejected_log_probability": "rejected_logp",
-        },
     ),
 }
-"""The table of specs: a line for each implemented method, by its name. New lines come last, because their order decides
-the ids of an experiment's time series."""
+"""The table of specs: a line for each implemented method, by its name."""
 
 
 def spec_row(resource: dict[str, Any]) -> SpecRow | None:

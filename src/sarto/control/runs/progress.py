@@ -23,19 +23,20 @@ from sarto.contract.tuning_run import (
     EvalMetrics,
     Progress,
     StepMetrics,
+    SERIES,
 )
 from sarto.control.jobs import events
 from sarto.control.jobs.job_row import job_of
 from sarto.control.jobs.states import amend
 from sarto.control.scheduling import leases
 from sarto.control.scheduling.leases import Lease
-from sarto.schema.tuning_jobs import SPECS, SpecRow, TuningJobMetadata, TuningMode
+from sarto.schema.tuning_jobs import SpecRow, TuningJobMetadata, TuningMode
 from sarto.storage.database.database import Database
 from sarto.storage.database.tables import metric_point
 
 SCORES = ("exact_match", "chrf", "rougeL", "json_valid", "json_field_accuracy")
 """Metrics of the standard report, by checkpoint."""
-_FIRST, *_LATER = ((*row.train_series, *row.eval_series) for row in SPECS.values())
+_FIRST, *_LATER = ((*each.steps, *each.evaluations) for each in SERIES.values())
 METRIC_NAMES = tuple(dict.fromkeys([*_FIRST, *(f"/eval_{name}" for name in SCORES), *chain(*_LATER)]))
 """The documented names of the first method, then ours, then those of other methods; their order decides the ids of the
 time series."""
@@ -76,9 +77,9 @@ class PendingProgress:
             )
         if line.step is not None:
             self.step = line.step
-            self._metrics(self.method.train_series, line.step, line.time)
+            self._metrics(SERIES[self.method.method].steps, line.step, line.time)
         if line.evaluation is not None:
-            self._metrics(self.method.eval_series, line.evaluation, line.time)
+            self._metrics(SERIES[self.method.method].evaluations, line.evaluation, line.time)
         if line.checkpoint is not None:
             self.checkpoints.append(line.checkpoint)
         if line.assessment is not None:

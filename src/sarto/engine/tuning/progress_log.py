@@ -69,14 +69,14 @@ class ProgressLog:
         if (step := entry.step) is not None:
             self.losses.append(step.loss)
             values = {
-                **{name: getattr(step, field) for name, field in self.method.train_series.items()},
+                **{name: getattr(step, field) for name, field in self.method.series.steps.items()},
                 "/learning_rate": step.learning_rate,
                 "/gradient_norm": step.gradient_norm,
                 "/tokens_per_second": step.tokens_per_second,
             }
             self._events.scalars(step.step, values, entry.time)
         if (evaluation := entry.evaluation) is not None:
-            values = {name: getattr(evaluation, field) for name, field in self.method.eval_series.items()}
+            values = {name: getattr(evaluation, field) for name, field in self.method.series.evaluations.items()}
             self._events.scalars(evaluation.step, values, entry.time)
 
         if (scored := entry.assessment) is not None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sarto.contract.tuning_run import DataStats, RunSpec
+from sarto.contract.tuning_run import DataStats, RunSpec, Series
 from sarto.conversations.examples import DataFormat
 from sarto.engine.dataset.token_store import TokenStore
 from sarto.engine.models.decoder import Decoder
@@ -65,9 +65,6 @@ class Method:
     """Whether the loss compares the model with the initial one, so that there is no loss of the base."""
     measures: tuple[str, ...]
     """Fields of StepMetrics and EvalMetrics for the means of the sums that the loss returns beside itself."""
-    train_series: dict[str, str]
-    """The time series of its steps: name → field of StepMetrics."""
-    eval_series: dict[str, str]
-    """The time series of its validation passes: name → field of EvalMetrics."""
+    series: Series
     statistics: Callable[[TokenStore, int], DataStats]
     """Statistics of the training rows, and the number of steps."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sarto.contract.tuning_run import SERIES
 from sarto.engine.dataset.statistics import data_stats
 from sarto.engine.models.decoder import Adapters, Decoder
 from sarto.engine.tuning.methods.method import Loss, Method, Start
@@ -79,19 +80,6 @@ PREFERENCE = Method(
     units=_units,
     is_relative=True,
     measures=("accuracy", "margin", "chosen_logp", "rejected_logp"),
-    train_series={
-        "/preference_optimization_train_loss": "loss",
-        "/train_reward_accuracy": "accuracy",
-        "/train_reward_margin": "margin",
-        "/train_chosen_log_probability": "chosen_logp",
-        "/train_rejected_log_probability": "rejected_logp",
-    },
-    eval_series={
-        "/eval_total_loss": "loss",
-        "/eval_reward_accuracy": "accuracy",
-        "/eval_reward_margin": "margin",
-        "/eval_chosen_log_probability": "chosen_logp",
-        "/eval_rejected_log_probability": "rejected_logp",
-    },
+    series=SERIES["preference"],
     statistics=data_stats,
 )

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from sarto.contract.tuning_run import SERIES
 from sarto.engine.dataset.statistics import data_stats
 from sarto.engine.models.decoder import Adapters, Decoder
 from sarto.engine.tuning.methods.method import Loss, Method, Start
@@ -39,15 +40,6 @@ SUPERVISED = Method(
     units=_units,
     is_relative=False,
     measures=("accuracy",),
-    train_series={
-        "/train_total_loss": "loss",
-        "/train_fraction_of_correct_next_step_preds": "accuracy",
-        "/train_num_predictions": "supervised_tokens",
-    },
-    eval_series={
-        "/eval_total_loss": "loss",
-        "/eval_fraction_of_correct_next_step_preds": "accuracy",
-        "/eval_num_predictions": "supervised_tokens",
-    },
+    series=SERIES["supervised"],
     statistics=data_stats,
 )
