@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from sarto.contract.tuning_run import (
+    SERIES,
     Assessment,
     CheckpointRecord,
     ChosenParameters,
@@ -23,7 +24,6 @@ from sarto.contract.tuning_run import (
     EvalMetrics,
     Progress,
     StepMetrics,
-    SERIES,
 )
 from sarto.control.jobs import events
 from sarto.control.jobs.job_row import job_of
