@@ -17,6 +17,7 @@ WORDS = (
     "sarto.system",
     "sarto.contract",
     "sarto.conversations",
+    "sarto.rewards",
     "sarto.schema",
 )
 WIRE_OF_CONTROL = ("tuning_jobs", "models")
@@ -34,6 +35,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sarto.plurals",
         "sarto.conversations",
         "sarto.schema.generation",
+        "sarto.schema.wire",
+    ),
+    "sarto.rewards": (
+        "sarto.errors",
+        "sarto.system",
+        "sarto.rewards",
+        "sarto.schema.generation",
+        "sarto.schema.rewards",
         "sarto.schema.wire",
     ),
     "sarto.contract": ("sarto.errors", "sarto.system", "sarto.contract"),

@@ -30,8 +30,7 @@ Group = tuple[str, str, str, dict[str, str]]
 """Service, alternative, the prefix of the paths, and by name each method's verb and the rest of its path."""
 
 GROUPS: tuple[Group, ...] = (
-    ("GenAiTuningService", "Reinforcement tuning is not implemented either; use supervisedTuningSpec.", LOCATION, {
-        "ValidateReinforcementTuningReward": "POST /tuningJobs:validateReinforcementTuningReward",
+    ("GenAiTuningService", "Tune a model instead, with supervisedTuningSpec.", LOCATION, {
         "OptimizePrompt": "POST /tuningJobs:optimizePrompt",
     }),
     ("ModelService", COME_FROM_JOBS, f"{LOCATION}/models", {
