@@ -139,7 +139,8 @@ class _References:
                 shard[mine - first : mine - first + len(part)] = part
             ranks.sum(shard)
             values[first:last] = shard
-            if self.partial and ranks.rank == 0 and time.monotonic() - saved_at >= self.start.spec.resume_seconds:
+            is_due = last < len(self.rows) and time.monotonic() - saved_at >= self.start.spec.resume_seconds
+            if self.partial and ranks.rank == 0 and is_due:
                 write_whole(self.partial, _sealed(values[:last].cpu().numpy()))
                 saved_at = time.monotonic()
 
