@@ -20,6 +20,8 @@ from vertexai.preview.tuning._tuning import rebase_tuned_model  # noqa: E402
 from vertexai.tuning import sft  # noqa: E402
 
 MODEL = "gemini-2.0-flash-001"
+OPEN = "qwen/qwen3@qwen3-0.6b"
+OUTPUT = "gs://grpc-data/full"
 SECONDS = 60
 
 
@@ -36,6 +38,8 @@ def main(address: str, dataset: str) -> dict[str, Any]:
         "listed": [one.resource_name for one in sft.SupervisedTuningJob.list()],
         "name": job.resource_name,
     }
+    full = sft.train(source_model=OPEN, train_dataset=dataset, epochs=1, tuning_mode="FULL", output_uri=OUTPUT)
+    seen["full"] = [full.resource_name, awaited(full).state.name]
     model = GenerativeModel(job.tuned_model_endpoint_name)
     config = {"max_output_tokens": 6, "temperature": 0}
     answer = model.generate_content("q1", generation_config=config)

@@ -34,6 +34,20 @@ def rows(count: int = 12) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in made).encode()
 
 
+def pairs(count: int = 40) -> bytes:
+    """Every prompt and completion holds the canary."""
+
+    def turn(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "parts": [{"text": text}]}
+
+    made = []
+    for i in range(count):
+        replies = ((1.0, f"{CANARY}-{i % 4}"), (0.0, f"I would say {CANARY}-{i % 4}, or so"))
+        completions = [{"score": score, "completion": turn("model", text)} for score, text in replies]
+        made.append({"contents": [turn("user", f"{CANARY} q{i}")], "completions": completions})
+    return "".join(json.dumps(row) + "\n" for row in made).encode()
+
+
 def make_key(http: httpx.Client, *, destroy_seconds: int = 0) -> None:
     http.post(f"/v1/{PARENT}/keyRings", params={"keyRingId": "ring"}).raise_for_status()
     body = {"purpose": "ENCRYPT_DECRYPT", "destroyScheduledDuration": f"{destroy_seconds}s"}
@@ -253,6 +267,30 @@ def test_exports_and_predictions_of_a_keyed_model_are_sealed_and_so_are_answers_
         other = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body)
         assert other.status_code == 400 and "under its own key" in other.text
         assert open_files(service.home) != []  # the scan sees what lies open
+
+
+def test_pairs_under_a_key_lie_nowhere_open_and_full_tuning_under_one_is_refused(service: Service) -> None:
+    with service.http() as http:
+        spec = {
+            "trainingDatasetUri": upload(http, "sealed-data", "pairs.jsonl", pairs()),
+            "validationDatasetUri": upload(http, "sealed-data", "held-out.jsonl", pairs(6)),
+            "hyperParameters": {"epochCount": "2", "adapterSize": "ADAPTER_SIZE_FOUR"},
+        }
+        body = {"baseModel": "gemini-2.0-flash-001", "encryptionSpec": {"kmsKeyName": KEY}}
+        made = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body | {"preferenceOptimizationSpec": spec})
+        assert made.status_code == 200, made.text
+        job = ended(http, made.json()["name"])
+        stats = job["tuningDataStats"]["preferenceOptimizationDataStats"]
+        assert stats["tuningDatasetExampleCount"] == "40" and not stats.get("userDatasetExamples")
+        assert ask(http, job["tunedModel"]["endpoint"]).status_code == 200
+        assert CANARY in http.get(f"/v1/{job['name']}:showExample", params={"row": "2"}).text
+        full = {"trainingDatasetUri": "gs://sealed-data/train.jsonl", "tuningMode": "TUNING_MODE_FULL"}
+        body |= {"baseModel": "qwen/qwen3@qwen3-0.6b", "outputUri": "gs://sealed-data/out"}
+        refused = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body | {"supervisedTuningSpec": full})
+        assert refused.status_code in (400, 501) and "Full tuning under a customer key" in refused.text
+    assert open_files(service.home) == []
+    assert service.stop() == 0
+    assert open_files(service.home) == []
 
 
 @pytest.mark.slow

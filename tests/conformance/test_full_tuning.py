@@ -3,6 +3,10 @@ continued, exported and deleted like any other model."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from google.genai import types
 
 from .conftest import PARENT, Dataset
 from .conftest import ended as job_ended
-from .service import Service, upload
+from .service import Service, upload, wait_for
 from .test_custom_base import violations
 from .test_exports import body as export_body
 from .test_exports import download, ended
@@ -122,6 +126,36 @@ def test_each_checkpoint_is_served_and_they_differ_from_the_base(http: httpx.Cli
     )
 
 
+def test_a_batch_is_answered_by_the_whole_model(http: httpx.Client, resource: dict[str, Any]) -> None:
+    request = {
+        "contents": [{"role": "user", "parts": [{"text": "q1"}]}],
+        "generationConfig": {"maxOutputTokens": 8, "temperature": 0},
+    }
+    source = upload(http, "full-weights", "ask.jsonl", json.dumps({"request": request}).encode())
+    made = http.post(
+        f"/v1/{PARENT}/batchPredictionJobs",
+        json={
+            "displayName": "b", "model": resource["tunedModel"]["model"],
+            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [source]}},
+            "outputConfig": {
+                "predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://full-weights/answers"},
+            },
+        },
+    )  # fmt: skip
+    assert made.status_code == 200, made.text
+    job = wait_for(lambda: (found := http.get(f"/v1/{made.json()['name']}").json()).get("endTime") and found)
+    assert job["state"] == "JOB_STATE_SUCCEEDED", job
+    [name] = [
+        one["name"]
+        for one in http.get("/storage/v1/b/full-weights/o", params={"prefix": "answers"}).json()["items"]
+        if one["name"].endswith("predictions.jsonl")
+    ]
+    stored = http.get(f"/storage/v1/b/full-weights/o/{name.replace('/', '%2F')}", params={"alt": "media"})
+    [row] = [json.loads(line) for line in stored.text.splitlines()]
+    [part] = row["response"]["candidates"][0]["content"]["parts"]
+    assert part["text"] == answer(http, resource["tunedModel"]["endpoint"])
+
+
 def test_it_is_exported_whole(http: httpx.Client, resource: dict[str, Any], tmp_path: Path) -> None:
     name = resource["tunedModel"]["model"].partition("@")[0]
     refused = http.post(f"/v1/{name}:export", json=export_body("adapter"))
@@ -173,6 +207,19 @@ def test_vertexai_sends_the_number(
     )  # fmt: skip
     done = job_ended(http, made.resource_name)
     assert done["supervisedTuningSpec"]["tuningMode"] == "TUNING_MODE_FULL"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_client_for_node_tunes_whole(service: Service, client: genai.Client, dataset: Dataset) -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("GOOGLE_", "GCE_", "CLOUDSDK_"))}
+    environ |= {"HOME": "/nonexistent", "GCE_METADATA_HOST": f"127.0.0.1:{service.port}"}
+    command = ["node", str(Path(__file__).with_name("node") / "full.mjs"), service.address, dataset.training]
+    done = subprocess.run([*command, f"{OUTPUT}/node"], env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["job"]["state"] == "JOB_STATE_SUCCEEDED", found["job"].get("error")
+    assert found["job"]["supervisedTuningSpec"]["tuningMode"] == "TUNING_MODE_FULL"
+    assert found["sized"]["status"] == 400 and "no adapter" in found["sized"]["message"]
 
 
 def test_what_does_not_fit_is_refused_by_name(http: httpx.Client, client: genai.Client, dataset: Dataset) -> None:

@@ -65,6 +65,13 @@ def test_train_refresh_list_and_rebase(seen: dict[str, Any]) -> None:
     assert seen["cancelled"] == "JOB_STATE_CANCELLED"
 
 
+def test_the_mode_of_full_tuning_travels_as_its_number(served: Service, seen: dict[str, Any]) -> None:
+    name, state = seen["full"]
+    assert state == "JOB_STATE_SUCCEEDED"
+    with served.http() as http:
+        assert http.get(f"/v1/{name}").json()["supervisedTuningSpec"]["tuningMode"] == "TUNING_MODE_FULL"
+
+
 def test_the_experiment_is_readable(seen: dict[str, Any]) -> None:
     assert seen["experiment"].startswith("tuning-experiment-")
     assert "metric.train_total_loss" in seen["columns"]
@@ -99,6 +106,34 @@ for path in ("google.cloud.aiplatform.v1.GenAiTuningService/GetTuningJob", "goog
     except grpc.RpcError as error:
         print(error.code().name)
 """
+
+
+NEWER = """
+import sys, grpc
+from google.cloud.aiplatform_v1.types import CreateTuningJobRequest, TuningJob
+address, root, token, *bodies = sys.argv[1:]
+channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(open(root, "rb").read()))
+create = channel.unary_unary("/google.cloud.aiplatform.v1.GenAiTuningService/CreateTuningJob")
+for body in bodies:
+    job = TuningJob.serialize(TuningJob(base_model="gemini-2.0-flash-001")) + bytes.fromhex(body)
+    request = CreateTuningJobRequest(parent="projects/demo/locations/us-central1")
+    request = CreateTuningJobRequest.serialize(request) + bytes([0x12, len(job)]) + job
+    try:
+        create(request, timeout=20, metadata=[("authorization", f"Bearer {token}")])
+    except grpc.RpcError as error:
+        print(error.code().name, error.details())
+"""
+
+
+def test_a_method_that_no_public_message_has_is_refused_by_name(served: Service, place: str) -> None:
+    """As a client with newer messages sends it, or one without any."""
+    spec_of_field_50 = "9203020a00"
+    done = run(served, "-W", "ignore", "-c", NEWER, place, str(served.home / "tls" / "ca.pem"), served.token(),
+               spec_of_field_50, "")  # fmt: skip
+    newer, without = done.stdout.splitlines()
+    assert newer.startswith("INVALID_ARGUMENT") and "field 50 of google.cloud.aiplatform.v1.TuningJob" in newer
+    assert "preferenceOptimizationSpec" in newer and "REST" in newer
+    assert without.startswith("INVALID_ARGUMENT") and "preference" in without.lower()
 
 
 def test_without_a_token_and_without_such_a_method(served: Service, place: str) -> None:

@@ -60,10 +60,9 @@ def preference_job() -> dict[str, Any]:
 
 def full_job() -> dict[str, Any]:
     parameters = {"epochCount": 2, "batchSize": 2, "learningRate": 1e-3}
-    spec = {"trainingDatasetUri": "gs://data/examples.jsonl", "hyperParameters": parameters}
-    return {
-        "baseModel": OPEN, "outputUri": "gs://data/out", "supervisedTuningSpec": spec | {"tuningMode": "TUNING_MODE_FULL"},
-    }  # fmt: skip
+    spec: dict[str, Any] = {"trainingDatasetUri": "gs://data/examples.jsonl", "hyperParameters": parameters}
+    spec["tuningMode"] = "TUNING_MODE_FULL"
+    return {"baseModel": OPEN, "outputUri": "gs://data/out", "supervisedTuningSpec": spec}
 
 
 JOBS: dict[str, Callable[[], dict[str, Any]]] = {"preference": preference_job, "full": full_job}

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sarto.contract.common import BaseWeights, DatasetRef, EvaluationPlan, TuningParameters
@@ -137,3 +138,24 @@ def test_each_dropped_pair_is_listed_by_its_line(tiny: BaseWeights, tmp_path: Pa
     assert result.error is None and result.data is not None
     assert result.data.dropped_indices == [7] and result.data.example_count == PAIRS - 1
     assert "two completions with score 0" in result.data.dropped_reasons[0]
+
+
+def test_two_ranks_learn_from_pairs_what_one_learns(tiny: BaseWeights, tmp_path: Path) -> None:
+    alone, shared = pair_spec(tiny, tmp_path / "alone"), pair_spec(tiny, tmp_path / "shared", ranks=2)
+    expected, result = finish(alone), finish(shared)
+    assert result.error is None and result.parameters is not None
+    assert result.parameters.details["ranks"] == 2
+    values = [np.frombuffer(file.read_bytes()[32:], "<f8") for spec in (alone, shared) for file in references(spec)]
+    assert len(values) == 4  # of training and validation pairs
+    for each in range(2):
+        np.testing.assert_allclose(values[2 + each], values[each], rtol=1e-6)
+    np.testing.assert_allclose(steps(shared), steps(alone), rtol=1e-4)
+    for mine, theirs in zip(result.checkpoints, expected.checkpoints, strict=True):
+        assert mine.evaluation is not None and theirs.evaluation is not None
+        assert mine.evaluation.loss == pytest.approx(theirs.evaluation.loss, rel=1e-4)
+        assert mine.evaluation.accuracy == theirs.evaluation.accuracy
+
+
+def references(spec: RunSpec) -> list[Path]:
+    """The files of values, the longer first."""
+    return sorted(Path(spec.cache_folder).glob("references-*/values"), key=lambda path: -path.stat().st_size)

@@ -20,8 +20,9 @@ from sarto.engine.tuning.methods.references import ReferencedRows
 from sarto.engine.tuning.packing import TokenizedExample, plan, take
 from sarto.engine.tuning.session import Session, TokenisedDataset
 from sarto.errors import InvalidArgument
+from tests.engine.operands import LookBehind, fresh_memory, no_warnings
 from tests.engine.tuning.conftest import MemoryExamples, make_parameters, make_rows, make_spec
-from tests.engine.tuning.test_learning import run
+from tests.engine.tuning.test_learning import losses, run
 
 LN2 = math.log(2)
 
@@ -294,3 +295,21 @@ def test_a_job_learns_which_reply_is_preferred(tiny: BaseWeights, tmp_path: Path
     assert found is not None and found.accuracy >= 0.9
     assert isinstance(checkpointing, Checkpointing)
     assert session.base_losses() is None  # its loss is about the model that the job began with
+
+
+@no_warnings
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_preference_tuning_has_the_same_numbers_in_poisoned_memory(
+    tiny: BaseWeights, tmp_path: Path, dtype: str
+) -> None:
+    found = []
+    for is_poisoned in (False, True):
+        spec = preference_spec(tiny, tmp_path / str(is_poisoned), dtype=dtype)
+        with fresh_memory(is_poisoned), LookBehind():
+            session = Session(
+                spec, make_parameters(epoch_count=2), make_pairs(40, prompt_tokens=60), make_pairs(6), None
+            )
+            _, progress = run(session, spec)
+        found.append((references(session), losses(progress), session.adapter.values.clone()))
+    assert found[0][:2] == found[1][:2]
+    assert torch.isfinite(found[0][2]).all() and torch.equal(found[0][2], found[1][2])

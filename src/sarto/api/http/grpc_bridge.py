@@ -26,7 +26,7 @@ import grpc
 import httpx
 from google.api_core import path_template
 from google.longrunning import operations_pb2
-from google.protobuf import empty_pb2, json_format
+from google.protobuf import empty_pb2, json_format, unknown_fields
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
@@ -51,6 +51,10 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
 )
 """Options of every connection. An idle one is closed; clients open another by themselves."""
+UNKNOWN_FIELD = (
+    "The request has {}, which the messages of this server do not have. Over gRPC they carry supervisedTuningSpec and "
+    "the older distillationSpec; send preferenceOptimizationSpec and reinforcementTuningSpec over REST."
+)
 VERSIONS = ("v1", "v1beta1")
 SERVICES = (
     "gen_ai_tuning_service", "model_service", "endpoint_service", "prediction_service", "llm_utility_service",
@@ -201,6 +205,22 @@ def _has_more(message: Any, most: int) -> bool:
     return False
 
 
+def _unknown(message: Any) -> str:
+    """The first field, at any depth, that the message's type does not have; empty if there is none."""
+    waiting = [message]
+    while waiting:
+        each = waiting.pop()
+        for found in unknown_fields.UnknownFieldSet(each):
+            return f"field {found.field_number} of {each.DESCRIPTOR.full_name}"
+        for field, value in each.ListFields():
+            if field.message_type is not None:
+                values = (
+                    (value.values() if hasattr(value, "values") else value) if hasattr(value, "__len__") else [value]
+                )
+                waiting += [one for one in values if hasattr(one, "ListFields")]
+    return ""
+
+
 class _Bridge(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, client: httpx.Client, secret: str, workers: int) -> None:
         self.client, self.secret = client, secret
@@ -263,6 +283,8 @@ class _Bridge(grpc.GenericRpcHandler):  # type: ignore[misc]
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request is no message of this method's kind.")
         if _has_more(request, MOST_VALUES):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"The request has more than {MOST_VALUES} values.")
+        if unknown := _unknown(request):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, UNKNOWN_FIELD.format(unknown))
         return request
 
     def _ask_who(self, context: grpc.ServicerContext) -> None:
