@@ -24,7 +24,6 @@ from sarto.api.vertex import (
     operations,
     publisher_models,
     quotas,
-    rewards,
     translation,
     tuning_jobs,
     unimplemented,
@@ -34,8 +33,7 @@ from sarto.api.vertex import (
 ROUTES: list[Route] = [
     *service.ROUTES, *tokens.ROUTES, *projects.ROUTES, *quotas.ROUTES, *prometheus.ROUTES, *locations.ROUTES,
     *audit_log.ROUTES, *policies.ROUTES, *service_accounts.ROUTES, *evaluations.ROUTES,
-    *tuning_jobs.ROUTES, *rewards.ROUTES, *webhooks.ROUTES, *datasets.ROUTES, *models.ROUTES, *endpoints.ROUTES,
-    *operations.ROUTES,
+    *tuning_jobs.ROUTES, *webhooks.ROUTES, *datasets.ROUTES, *models.ROUTES, *endpoints.ROUTES, *operations.ROUTES,
     *experiments.ROUTES, *generation.ROUTES, *publisher_models.ROUTES, *batch_predictions.ROUTES,
     *translation.ROUTES, *unimplemented.ROUTES, *kms.ROUTES, *chat.ROUTES, *storage.ROUTES,
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from sarto.api.http.requests import named, page, parent, query, read_message, re
 from sarto.api.http.responses import Reply, listing, reply
 from sarto.api.http.routing import JOB, LIST, LOCATION, PAGE, Route
 from sarto.api.http.services import in_control
-from sarto.api.vertex import event_stream
+from sarto.api.vertex import event_stream, rewards
 from sarto.api.vertex.operations import CancelRequest, WaitRequest, answer, read_timeout, waited
 from sarto.control.evaluation import job_report
 from sarto.control.jobs import events, tuning_jobs
@@ -122,4 +122,5 @@ ROUTES = [
         "List the events of a job, oldest first; as server-sent events for a client that accepts those",
         query=(*PAGE, "with_job"),
     ),
+    *rewards.ROUTES,
 ]  # fmt: skip
