@@ -32,6 +32,8 @@ from sarto.serving.generator import Target, collect
 
 logger = logging.getLogger(__name__)
 MODEL_IN_BODY = "openapi"
+KEY_LOCATION = "us-central1"
+"""The location of requests whose project comes from an API key."""
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          429: "rate_limit_error"}  # fmt: skip
 Handler = Callable[[Request], Awaitable[ASGIApp]]
@@ -109,6 +111,14 @@ async def _with_end(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]])
             yield orjson.dumps(_error(Internal("Internal error while streaming; the log has it.")))
 
 
+def location_of(request: Request) -> LocationName | None:
+    """The location of the path or, without one, that of the caller's API key; None for a caller without a key."""
+    if "location" in request.path_params:
+        return parent(request)
+    project = principal(request).key_project
+    return LocationName(project, KEY_LOCATION) if project else None
+
+
 def _model_name(request: Request, body: dict[str, Any]) -> str:
     """The resource that generates: from the path, or from `model` as a resource name, a base model or an endpoint
     id."""
@@ -121,11 +131,12 @@ def _model_name(request: Request, body: dict[str, Any]) -> str:
     if model.startswith("projects/"):
         return model
     publisher, slash, plain = model.rpartition("/")
-    if "location" not in values:
+    place = location_of(request)
+    if place is None:
         return f"publishers/{publisher or 'google'}/models/{plain}"
     if plain.isdigit() and not slash:
-        return f"{parent(request)}/endpoints/{plain}"
-    return f"{parent(request)}/publishers/{publisher or 'google'}/models/{plain}"
+        return f"{place}/endpoints/{plain}"
+    return f"{place}/publishers/{publisher or 'google'}/models/{plain}"
 
 
 @_in_openai_form
@@ -161,6 +172,8 @@ async def _places(request: Request) -> list[LocationName]:
     if "location" in request.path_params:
         return [parent(request)]
     database, caller = services(request).database, principal(request)
+    if caller.key_project:
+        return [LocationName(caller.key_project, "-")]
     listed = await in_thread(request, authorization.visible_projects, database, caller, "aiplatform.endpoints.list")
     return [LocationName(project.number, "-") for project in listed]
 

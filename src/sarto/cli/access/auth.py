@@ -9,6 +9,7 @@ import typer
 
 from sarto import settings as settings_
 from sarto.cli import output
+from sarto.cli.access import api_keys
 from sarto.cli.backup import Home
 from sarto.cli.client import SCOPE
 from sarto.cli.options import client
@@ -19,6 +20,7 @@ from sarto.storage.database import migrations
 from sarto.storage.database.database import Database
 
 app = typer.Typer(help="Credentials.", no_args_is_help=True)
+app.add_typer(api_keys.app, name="api-key")
 
 
 @app.callback()

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,21 @@ def check_room(connection: Connection, email: str) -> None:
     table = tables.service_account_key
     if len(connection.execute(sa.select(table.c.id).where(table.c.email == email)).all()) >= MOST_KEYS:
         raise FailedPrecondition(f"{email} has {MOST_KEYS} keys; delete one it no longer needs first.")
+
+
+def check_end(field: str, now: float, start: float | None, end: float | None, most_days: float) -> float | None:
+    """When a new key ends: at `end`, or after the `most_days` that a key may live (0: no limit), which is the default.
+    Raises InvalidArgument on `field`."""
+    if end is not None and end <= (start or now):
+        raise InvalidArgument.field(field, "The key would expire before it is valid; name a later time.")
+    last = now + most_days * DAY if most_days else None
+    if last is not None and end is not None and end > last:
+        raise InvalidArgument.field(
+            field,
+            f"Keys live {most_days:g} days at most (max_key_days); name a time until"
+            f" {datetime.fromtimestamp(last, UTC):%Y-%m-%dT%H:%M:%SZ}.",
+        )
+    return last if end is None else end
 
 
 def new_pair() -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """From a bearer token to a Principal, and the grants that issue tokens.
 
-Three kinds of bearer are accepted: our access token (HS256 under the home's secret), a JWT signed by a service account
-(RS256 under one of our keys), and an ID token of a configured provider. The kind of key decides the algorithm; the
-token does not.
+Four kinds of bearer are accepted: our access token (HS256 under the home's secret), a JWT signed by a service account
+(RS256 under one of our keys), an ID token of a configured provider, and an API key. The kind of key decides the
+algorithm; the token does not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sarto.control.access import account_store
+from sarto.control.access import account_store, api_keys
 from sarto.control.access.oidc import Providers
 from sarto.control.access.principal import Principal
 from sarto.control.access.projects import AGENT_DOMAIN
@@ -175,6 +176,8 @@ class Authenticator:
         return {"sub": self._active_key(key_id).account.email, "key": key_id}, float(claims["exp"])
 
     def _verify(self, bearer: str) -> tuple[Principal, float]:
+        if bearer.startswith(api_keys.PREFIX):
+            return self._of_api_key(bearer)
         key_id = str(_unverified_header(bearer).get("kid", ""))
         if key_id == "access":
             claims = self._access(bearer)
@@ -184,6 +187,12 @@ class Authenticator:
             return Principal(user.name, "", user.kind), user.expiry
         claims = self._bearer_claims(bearer)
         return _principal(self._active_key(key_id).account), float(claims["exp"])
+
+    def _of_api_key(self, bearer: str) -> tuple[Principal, float]:
+        found = api_keys.find(self.database, bearer)
+        if found is None:
+            raise Unauthenticated("The API key is unknown, revoked or expired, or its account is disabled.")
+        return replace(_principal(found.account), key_project=found.project), found.expiry
 
     def _bearer_of(self, claims: Mapping[str, Any]) -> Principal:
         """The principal of an access token: a key's account, an account independent of keys, or a provider's user.

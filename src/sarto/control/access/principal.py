@@ -14,6 +14,8 @@ class Principal:
     email: str
     project: str
     kind: str = "serviceAccount"
+    key_project: str = ""
+    """The number of the project that the caller's API key names, for requests without a project; else empty."""
 
     @property
     def member(self) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,9 +14,9 @@ from sqlalchemy.engine import Connection
 from sarto.control.access import account_store, authorization, policies
 from sarto.control.access.principal import Principal
 from sarto.control.context import AnyRow
-from sarto.errors import FailedPrecondition, InvalidArgument, NotFound
+from sarto.errors import FailedPrecondition, NotFound
 from sarto.storage.database.database import Database, report
-from sarto.storage.database.tables import binding, service_account, service_account_key
+from sarto.storage.database.tables import api_key, binding, service_account, service_account_key
 
 ACCOUNTS, KEYS = "iam.serviceAccounts", "iam.serviceAccountKeys"
 
@@ -33,7 +33,7 @@ def create(database: Database, principal: Principal, project: str, account_id: s
         same = service_account.c.email == account.email
         if display_name:
             connection.execute(service_account.update().where(same).values(display_name=display_name[:100]))
-        row = _account(connection, owner.number, account.email)
+        row = account_row(connection, owner.number, account.email)
     database.rights_changes += 1
     return row
 
@@ -53,7 +53,7 @@ def get(database: Database, principal: Principal, project: str, email: str) -> A
 def find(database: Database, project: str, email: str) -> AnyRow:
     """The account in the project with this number. Raises NotFound."""
     with database.reading() as connection:
-        return _account(connection, project, email)
+        return account_row(connection, project, email)
 
 
 def switch(database: Database, principal: Principal, project: str, email: str, disabled: bool) -> None:
@@ -61,7 +61,7 @@ def switch(database: Database, principal: Principal, project: str, email: str, d
     verb = "disable" if disabled else "enable"
     number = _require(database, principal, f"{ACCOUNTS}.{verb}", project, email)
     with database.transaction() as connection:
-        row = _account(connection, number, email)
+        row = account_row(connection, number, email)
         if disabled:
             _check_not_last(connection, row)
         connection.execute(
@@ -74,9 +74,10 @@ def delete(database: Database, principal: Principal, project: str, email: str) -
     """Delete an account with its keys, its rights, and its policy."""
     number = _require(database, principal, f"{ACCOUNTS}.delete", project, email)
     with database.transaction() as connection:
-        row = _account(connection, number, email)
+        row = account_row(connection, number, email)
         _check_not_last(connection, row)
-        connection.execute(service_account_key.delete().where(service_account_key.c.email == email))
+        for keys in (service_account_key, api_key):
+            connection.execute(keys.delete().where(keys.c.email == email))
         connection.execute(binding.delete().where(binding.c.member == f"serviceAccount:{email}"))
         policies.forget(connection, number, f"serviceAccounts/{email}")
         connection.execute(service_account.delete().where(service_account.c.email == email))
@@ -97,21 +98,10 @@ def create_key(
     owner = authorization.require(database, principal, f"{KEYS}.create", project, f"serviceAccounts/{email}")
     pair = account_store.new_pair()
     with database.transaction() as connection:
-        row = _account(connection, owner.number, email)
+        row = account_row(connection, owner.number, email)
         now = database.now(connection)
         start, end = (moment.timestamp() if moment else None for moment in (after, before))
-        if end is not None and end <= (start or now):
-            raise InvalidArgument.field(
-                "valid_before_time", "The key would expire before it is valid; name a later time."
-            )
-        last = now + most_days * account_store.DAY if most_days else None
-        if last is not None and end is not None and end > last:
-            raise InvalidArgument.field(
-                "valid_before_time",
-                f"Keys live {most_days:g} days at most (max_key_days); name a time until"
-                f" {datetime.fromtimestamp(last, UTC):%Y-%m-%dT%H:%M:%SZ}.",
-            )
-        end = last if end is None else end
+        end = account_store.check_end("valid_before_time", now, start, end, most_days)
         account_store.check_room(connection, email)
         account = account_store.ServiceAccount(row.email, row.project, row.unique_id, row.disabled)
         record = account_store.store_key(connection, account, owner.id, now, pair, start, end)
@@ -125,21 +115,21 @@ def create_key(
 def list_keys(database: Database, principal: Principal, project: str, email: str) -> list[AnyRow]:
     number = _require(database, principal, f"{KEYS}.list", project, email)
     with database.reading() as connection:
-        _account(connection, number, email)
+        account_row(connection, number, email)
         return _keys(connection, email)
 
 
 def get_key(database: Database, principal: Principal, project: str, email: str, key: str) -> AnyRow:
     number = _require(database, principal, f"{KEYS}.get", project, email)
     with database.reading() as connection:
-        _account(connection, number, email)
+        account_row(connection, number, email)
         return _key(connection, email, key)
 
 
 def switch_key(database: Database, principal: Principal, project: str, email: str, key: str, disabled: bool) -> None:
     number = _require(database, principal, f"{KEYS}.{'disable' if disabled else 'enable'}", project, email)
     with database.transaction() as connection:
-        _account(connection, number, email)
+        account_row(connection, number, email)
         _key(connection, email, key)
         connection.execute(
             service_account_key.update().where(service_account_key.c.id == key).values(disabled=disabled)
@@ -150,7 +140,7 @@ def switch_key(database: Database, principal: Principal, project: str, email: st
 def delete_key(database: Database, principal: Principal, project: str, email: str, key: str) -> None:
     number = _require(database, principal, f"{KEYS}.delete", project, email)
     with database.transaction() as connection:
-        _account(connection, number, email)
+        account_row(connection, number, email)
         _key(connection, email, key)
         connection.execute(service_account_key.delete().where(service_account_key.c.id == key))
     database.rights_changes += 1
@@ -160,7 +150,8 @@ def _require(database: Database, principal: Principal, permission: str, project:
     return authorization.require(database, principal, permission, project, f"serviceAccounts/{email}").number
 
 
-def _account(connection: Connection, project: str, email: str) -> AnyRow:
+def account_row(connection: Connection, project: str, email: str) -> AnyRow:
+    """The account in the project with this number. Raises NotFound."""
     query = sa.select(service_account).where(service_account.c.email == email, service_account.c.project == project)
     row = connection.execute(query).first()
     if row is None:

@@ -58,6 +58,17 @@ service_account_key = Table(
     Column("expire_time", Float),
     Column("former_email", String(128)),
 )
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("email", String(128), nullable=False, index=True),
+    Column("project", String(20), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("display_name", String(128), nullable=False),
+    Column("create_time", Float, nullable=False),
+    Column("expire_time", Float),
+)
 binding = Table(
     "binding",
     metadata,
