@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic import (
 
 from sarto.configuration import Judge, Limits, OidcIssuer, Vllm
 from sarto.errors import InvalidArgument
+from sarto.system.files import read_toml
 
 
 def _split(value: object) -> object:
@@ -39,6 +40,13 @@ def _check_networks(value: list[str]) -> list[str]:
     for one in value:
         ipaddress.ip_network(one)
     return value
+
+
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query):
+        raise ValueError("write it as https://HOST or https://HOST:PORT, without a path")
+    return value.rstrip("/")
 
 
 Words = Annotated[list[str], BeforeValidator(_split)]
@@ -58,6 +66,9 @@ class Settings(BaseModel):
     """Address to listen on."""
     port: int = 8080
     """Port to listen on; `0` takes a free one."""
+    public_url: Annotated[str, AfterValidator(_check_url)] = ""
+    """Address under which clients reach the service, such as `https://tuner.example.com`: in keys, tokens and the
+    banner, and an accepted host name. Default: the address that it listens on."""
     public_names: Words = []
     """Host names that the service answers to besides this machine's own ([behind a proxy](#behind-a-proxy)); separated
     by commas in the environment."""
@@ -113,6 +124,8 @@ class Settings(BaseModel):
     """Judge for `evaluateDataset` and `evaluateInstances` without an `autoraterModel`, written like one."""
     tls: Literal["off", "local"] = "off"
     """`local`: HTTPS with a generated certificate ([TLS](#tls))."""
+    tls_names: Words = []
+    """Further host names and addresses of the generated certificate; separated by commas in the environment."""
     tls_certificate: Path | None = None
     """PEM file of your certificate with its chain; it switches HTTPS on."""
     tls_key: Path | None = None
@@ -150,6 +163,11 @@ class Settings(BaseModel):
     """Email of the service account that the metadata-server paths issue tokens for, to programs of the service's own
     user on this machine (Linux); not an account with a role on the service."""
 
+    @property
+    def public_hosts(self) -> list[str]:
+        """Host names under which other machines reach the service."""
+        return [*filter(None, [urlsplit(self.public_url).hostname]), *self.public_names]
+
     @model_validator(mode="before")
     @classmethod
     def _nest_limits(cls, values: dict[str, object]) -> dict[str, object]:
@@ -177,7 +195,7 @@ def load(home: Path | None = None, environ: Mapping[str, str] | None = None, **o
     values: dict[str, object] = {}
     config = home / "config.toml"
     if config.exists():
-        values.update(tomllib.loads(config.read_text()))
+        values.update(read_toml(config))
     if "limits" in values:
         raise InvalidArgument(f"Settings ({config}): limits: there is no such table; write its keys beside the others.")
     for name in setting_names():

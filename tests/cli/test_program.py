@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.cli.conftest import Run, Server
 
@@ -55,7 +56,7 @@ def test_an_empty_list_says_what_to_do_and_prints_no_table(sarto: Run) -> None:
 
 
 def test_a_server_that_is_not_there_is_named(sarto: Run) -> None:
-    done = sarto("jobs", "list", SARTO_URL="http://127.0.0.1:9")
+    done = sarto("--token", "t", "--project", "demo", "jobs", "list", SARTO_URL="http://127.0.0.1:9")
     assert done.returncode == 1
     assert "127.0.0.1:9" in done.stderr
     assert "sarto serve" in done.stderr
@@ -74,6 +75,61 @@ def test_a_file_that_is_no_key_is_refused(sarto: Run, tmp_path: Path) -> None:
     done = sarto("jobs", "list", GOOGLE_APPLICATION_CREDENTIALS="key.json")
     assert done.returncode == 2
     assert "not a service account key" in done.stderr
+
+
+@pytest.mark.parametrize("issuer", ["https://oauth2.googleapis.com/token", "http://127.0.0.1:9/token"])
+def test_a_key_of_another_server_is_refused_and_nothing_is_sent(
+    sarto: Run, server: Server, tmp_path: Path, issuer: str
+) -> None:
+    key = json.loads(server.key_file.read_text()) | {"token_uri": issuer}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    done = sarto("jobs", "list", GOOGLE_APPLICATION_CREDENTIALS="key.json")
+    assert done.returncode == 1
+    assert issuer in done.stderr and "nothing was sent" in done.stderr
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in done.stderr
+
+
+def test_a_token_or_an_external_account_takes_the_place_of_a_key(sarto: Run, server: Server, tmp_path: Path) -> None:
+    token = sarto("auth", "print-access-token").stdout.strip()
+    nowhere = {"GOOGLE_APPLICATION_CREDENTIALS": "nowhere.json"}
+    listed = sarto("--project", "demo", "projects", "list", "--json", SARTO_TOKEN=token, **nowhere)
+    assert listed.returncode == 0 and json.loads(listed.stdout)
+    assert "--project" in sarto("jobs", "list", SARTO_TOKEN=token, **nowhere).stderr
+    (tmp_path / "subject").write_text(json.dumps({"id_token": token}))
+    external = {
+        "type": "external_account",
+        "audience": "sarto",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "token_url": f"{server.url}/sts/token",
+        "credential_source": {
+            "file": str(tmp_path / "subject"),
+            "format": {"type": "json", "subject_token_field_name": "id_token"},
+        },
+    }
+    (tmp_path / "external.json").write_text(json.dumps(external))
+    done = sarto("--credentials", "external.json", "--project", "demo", "projects", "list", "--json")
+    assert (done.returncode, done.stdout) == (0, listed.stdout)
+
+
+def test_a_damaged_private_key_is_named(sarto: Run, server: Server, tmp_path: Path) -> None:
+    key = json.loads(server.key_file.read_text()) | {"private_key": "-----BEGIN PRIVATE KEY-----\nx\n"}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    done = sarto("jobs", "list", GOOGLE_APPLICATION_CREDENTIALS="key.json")
+    assert done.returncode == 2 and "damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tables_in_a_pipe_have_a_row_a_line_and_cut_nothing(sarto: Run) -> None:
+    head, *rows = sarto("models", "list", "--base", COLUMNS="40").stdout.splitlines()
+    assert head == "MODEL\tABOUT"
+    assert all(row.count("\t") == 1 for row in rows) and any(row.startswith("gemini-2.0-flash-001\t") for row in rows)
+    number = json.loads(sarto("projects", "list", "--json").stdout)[0]["projectNumber"]
+    assert number in sarto("projects", "list", COLUMNS="20").stdout
+
+
+def test_reports_that_cannot_be_written_are_refused_before_a_model_answers(sarto: Run, tickets: Path) -> None:
+    for option, file in (("--html", "missing/x.html"), ("--jsonl", ".")):
+        done = sarto("eval", "gemini-2.0-flash-001", "--data", str(tickets), option, file)
+        assert done.returncode == 2 and file in done.stderr and "answer" not in done.stdout
 
 
 def test_every_violation_of_a_request_is_listed(sarto: Run, tickets: Path) -> None:

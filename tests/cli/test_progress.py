@@ -39,9 +39,9 @@ def test_an_ended_job_shows_its_end_and_not_its_last_phase(state: str) -> None:
 
 
 def test_without_a_terminal_a_job_is_told_in_few_lines() -> None:
-    moments = iter([job("PENDING"), *(job("RUNNING", "TUNING", step) for step in range(41)), job("SUCCEEDED", step=40)])
+    moments = [job("PENDING"), *(job("RUNNING", "TUNING", step) for step in range(41)), job("SUCCEEDED", step=40)]
     out = io.StringIO()
-    ended = progress.watch(moments, Console(file=out, width=100))
+    ended = progress.watch(map(progress.Change, moments), Console(file=out, width=100))
     assert ended["state"] == "JOB_STATE_SUCCEEDED"
     lines = out.getvalue().splitlines()
     assert len(lines) == 1 + 11 + 1
@@ -49,7 +49,16 @@ def test_without_a_terminal_a_job_is_told_in_few_lines() -> None:
 
 
 def test_on_a_terminal_a_job_is_a_bar() -> None:
-    moments = iter([job("RUNNING", "TUNING", 20, loss=0.5), job("SUCCEEDED", step=40)])
+    moments = [job("RUNNING", "TUNING", 20, loss=0.5), job("SUCCEEDED", step=40)]
     out = io.StringIO()
-    progress.watch(moments, Console(file=out, width=100, force_terminal=True))
+    progress.watch(map(progress.Change, moments), Console(file=out, width=100, force_terminal=True))
     assert "step 40/40" in out.getvalue()
+
+
+def test_notes_fill_the_time_in_which_no_step_is_done() -> None:
+    tuning, note = job("RUNNING", "TUNING", 40, loss=0.5), "Evaluation of checkpoint 1 on 40 rows began."
+    changes = [progress.Change(tuning), progress.Change(tuning, note), progress.Change(job("SUCCEEDED", step=40))]
+    for is_terminal in (False, True):
+        out = io.StringIO()
+        progress.watch(changes, Console(file=out, width=140, force_terminal=is_terminal))
+        assert note in out.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -123,6 +124,51 @@ def test_a_signal_ends_everything_at_once(tmp_path: Path, how: signal.Signals) -
 def test_an_address_that_others_reach_is_refused_without_tls(tmp_path: Path) -> None:
     words = refused(tmp_path, "--port", "0", "--host", "0.0.0.0")
     assert "plain_http_to_other_machines" in words and "tls = local" in words
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.toml", "port = 8080\ntls = local\n", ("config.toml", "line 2", 'name = "value"')),
+        ("catalog.toml", "[[model]\n", ("catalog.toml", "line 1")),
+        ("catalog.toml", '[[weights]]\nid = "x"\n', ("catalog.toml", "[[weights]] number 1", "title")),
+        (
+            "catalog.toml",
+            '[[model]]\nnames = ["m"]\nweights = "nope"\nadapter_sizes = [1]\ndefault_adapter_size = 1\n',
+            ("catalog.toml", '"nope"', "smollm2-135m-instruct"),
+        ),
+    ],
+)
+def test_a_broken_file_of_the_home_ends_in_a_sentence(
+    tmp_path: Path, file: str, text: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / file).write_text(text)
+    said = refused(tmp_path, "--port", "0")
+    assert all(word in said for word in words), said
+
+
+def test_a_public_address_is_in_keys_certificate_and_banner_and_is_answered(tmp_path: Path) -> None:
+    config = 'tls = "local"\ntls_names = ["10.1.2.3"]\npublic_url = "https://tuner.example.com:8443"\n'
+    (tmp_path / "config.toml").write_text(config)
+    child = serve(tmp_path, "--port", "0")
+    try:
+        url = address(child, tmp_path)
+        key = json.loads((tmp_path / "credentials" / "admin.json").read_text())
+        assert key["token_uri"] == "https://tuner.example.com:8443/token"
+        trust = ssl.create_default_context(cafile=str(tmp_path / "tls" / "ca.pem"))
+        port = int(url.rpartition(":")[2])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            trust.wrap_socket(plain, server_hostname="tuner.example.com") as wire,
+        ):
+            names = {value for _, value in wire.getpeercert()["subjectAltName"]}  # type: ignore[index]
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: tuner.example.com:8443\r\nConnection: close\r\n\r\n")
+            assert b" 200 " in wire.recv(64)
+        assert {"tuner.example.com", "10.1.2.3", "localhost"} <= names
+        assert child.stdout is not None and "https://tuner.example.com:8443" in child.stdout.readline()
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_a_certificate_without_its_key_and_one_that_is_none_are_refused(tmp_path: Path) -> None:

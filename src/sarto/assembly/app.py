@@ -123,14 +123,15 @@ def build(
     on_failed: OnFailed = _quiet,
     bridge: str = "",
 ) -> App:
-    """The application with these settings. `address` is the clients' address (default: host and port), `bridge` the
-    secret that identifies the gRPC bridge."""
+    """The application with these settings. `address` is that of clients on this machine (default: host and port),
+    `bridge` the secret that identifies the gRPC bridge."""
     return App(settings, address or f"http://{settings.host}:{settings.port}", on_started, on_failed, bridge)
 
 
 @asynccontextmanager
-async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Services, Path | None]]:
+async def running(settings: Settings, local_address: str) -> AsyncIterator[tuple[Services, Path | None]]:
     """All objects of a running service, and the administrator's key file, if there is one."""
+    address = settings.public_url or local_address
     home, data = settings.home, (settings.data_folder or settings.home).expanduser().absolute()
     check_start(settings)
     make_folders(home)
@@ -142,7 +143,9 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
             data_folder.claim(database, data)
             make_folders(data)
             key_file = account_store.open_home(database, home, settings.project, address, settings.max_key_days)
-            authenticator = Authenticator(database, address, settings.token_seconds, oidc_providers(settings))
+            authenticator = Authenticator(
+                database, address, settings.token_seconds, oidc_providers(settings), local_address=local_address
+            )
             keys = key_service(settings, data, database)
             buckets = Buckets(database, data, Sealer(keys, private_folder(stack, settings)))
             buckets.sweep()
@@ -181,7 +184,7 @@ async def running(settings: Settings, address: str) -> AsyncIterator[tuple[Servi
                 "bytes of request bodies", 4 * settings.max_body_bytes, 8 * settings.max_body_bytes
             ),
             long_polls=LongPolls(settings.waits_per_caller, MOST_WAITS),
-            hosts=callers.AllowedHosts(settings.host, settings.public_names),
+            hosts=callers.AllowedHosts(settings.host, settings.public_hosts),
             openapi=cache(lambda: orjson.dumps(describe(ROUTES))),
             audit_log=audit_log,
             evaluator=InstanceEvaluator(partial(score, worker.preparation)),

@@ -7,17 +7,17 @@ A name refers to weights; several names may share them. Knows no HTTP and no ten
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sarto.contract.common import BaseWeights
 from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.system.files import read_toml
 
 DIGEST_FILE = "sarto.digest"
 """Has the hex digest of a weights folder. The converter writes it last, so a folder with it is complete."""
@@ -73,15 +73,22 @@ class Catalog:
     @classmethod
     def load(cls, home: Path | None = None, models_folder: Path | None = None) -> Catalog:
         """The shipped catalogue, after the entries of `HOME/catalog.toml`, which have precedence."""
-        tables = [tomllib.loads(Path(__file__).with_name("catalog.toml").read_text())]
+        files = [Path(__file__).with_name("catalog.toml")]
         if home is not None and (home / "catalog.toml").exists():
-            tables.insert(0, tomllib.loads((home / "catalog.toml").read_text()))
+            files.insert(0, home / "catalog.toml")
         weights: dict[str, Weights] = {}
         entries: list[CatalogEntry] = []
-        for table in tables:
-            for row in table.get("weights", ()):
-                weights.setdefault(row["id"], Weights(**row))
-            entries.extend(CatalogEntry(**row) for row in table.get("model", ()))
+        for file in files:
+            table = read_toml(file)
+            for row in _rows(file, table, "weights", Weights):
+                weights.setdefault(row.id, row)
+            entries += _rows(file, table, "model", CatalogEntry)
+        for entry in entries:
+            if entry.weights not in weights:
+                raise InvalidArgument(
+                    f'{files[0]}: the model {entry.names[0]} has the weights "{entry.weights}", which no [[weights]]'
+                    f" defines; defined are: {', '.join(sorted(weights))}."
+                )
         return cls(weights, tuple(entries), models_folder or Path(platformdirs.user_cache_dir("sarto")) / "models")
 
     @cached_property
@@ -130,6 +137,19 @@ class Catalog:
                 f"`sarto models pull {weights.id}`."
             ) from None
         return BaseWeights(name=weights.title, folder=str(folder), digest=digest, hub=weights.hub)
+
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def _rows(file: Path, table: dict[str, Any], name: str, row: type[Row]) -> list[Row]:
+    """The tables [[name]]. Raises InvalidArgument with file, number and field of a fault."""
+    try:
+        return TypeAdapter(list[row]).validate_python(table.get(name, []))  # type: ignore[valid-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f" number {part + 1}" if isinstance(part, int) else f", {part}" for part in first["loc"])
+        raise InvalidArgument(f"{file}: [[{name}]]{where}: {first['msg']}.") from None
 
 
 @lru_cache(maxsize=256)

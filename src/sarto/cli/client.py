@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import jwt
 
 from sarto.errors import BAD_REQUEST, FailedPrecondition, InvalidArgument, SartoError, Unauthenticated, Unavailable
 
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 REFRESH_SECONDS = 60
@@ -55,33 +56,88 @@ class Key:
     @classmethod
     def read(cls, path: Path) -> Key:
         """Read a key file. Raises FailedPrecondition when there is no file and InvalidArgument when it is not a key."""
+        raw = _read_credentials(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 raw["client_email"], raw["private_key_id"], raw["private_key"], raw["token_uri"], raw["project_id"]
             )
-        except OSError as error:
-            raise FailedPrecondition(
-                f"The key file {path} cannot be read ({error.strerror}). A first `sarto serve` writes one; "
-                "set GOOGLE_APPLICATION_CREDENTIALS to use another."
-            ) from None
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise InvalidArgument(f"{path} is not a service account key file.") from None
 
     def assertion(self, now: int) -> str:
         claims = {"iss": self.email, "sub": self.email, "aud": self.token_uri, "scope": SCOPE}
         claims |= {"iat": now, "exp": now + 3600}  # type: ignore[dict-item]
-        return jwt.encode(claims, self.private_key, algorithm="RS256", headers={"kid": self.key_id})
+        try:
+            return jwt.encode(claims, self.private_key, algorithm="RS256", headers={"kid": self.key_id})
+        except (jwt.PyJWTError, ValueError, TypeError):
+            raise InvalidArgument(f"The private key of {self.email} in the key file is damaged.") from None
+
+    def form(self) -> dict[str, str]:
+        """The request of RFC 7523."""
+        return {"grant_type": GRANT, "assertion": self.assertion(int(time.time()))}
+
+
+def _read_credentials(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FailedPrecondition(
+            f"The key file {path} cannot be read ({error.strerror}). A first `sarto serve` writes one; "
+            "set GOOGLE_APPLICATION_CREDENTIALS to use another."
+        ) from None
+    except ValueError:
+        raise InvalidArgument(f"{path} is not a service account key file.") from None
+    return raw if isinstance(raw, dict) else {}
+
+
+@dataclass(frozen=True)
+class ExternalAccount:
+    """A file of Google's form `external_account`: a token of an identity provider, from a file or a URL."""
+
+    token_url: str
+    subject: str
+    """The provider's token."""
+    subject_type: str
+    audience: str
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> ExternalAccount:
+        """Raises InvalidArgument for a source that is neither a file nor a URL, or cannot be read."""
+        source = raw["credential_source"]
+        try:
+            if "file" in source:
+                text = Path(source["file"]).read_text(encoding="utf-8")
+            else:
+                answer = httpx.get(source["url"], headers=source.get("headers"), timeout=30)
+                text = answer.raise_for_status().text
+            form = source.get("format", {})
+            subject = json.loads(text)[form["subject_token_field_name"]] if form.get("type") == "json" else text
+            return cls(raw["token_url"], str(subject).strip(), raw["subject_token_type"], raw.get("audience", ""))
+        except (OSError, httpx.HTTPError) as error:
+            raise InvalidArgument(f"credential_source: the provider's token cannot be read ({error}).") from None
+
+    def form(self) -> dict[str, str]:
+        """The request of RFC 8693."""
+        return {
+            "grant_type": EXCHANGE,
+            "audience": self.audience,
+            "scope": SCOPE,
+            "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+            "subject_token": self.subject,
+            "subject_token_type": self.subject_type,
+        }
 
 
 @dataclass(frozen=True)
 class Connection:
-    """The server and the caller. `project` may be empty: then it is the key's."""
+    """The server and the caller. `project` may be empty: then it is the key's. `given_token`: an access token that is
+    used in place of the key file."""
 
     url: str
     key_file: Path
     project: str
     location: str
+    given_token: str = ""
 
 
 class Client:
@@ -100,12 +156,38 @@ class Client:
         self.http.close()
 
     @cached_property
-    def key(self) -> Key:
-        return Key.read(self.connection.key_file)
+    def credentials(self) -> Key | ExternalAccount:
+        """Those of the file. Raises FailedPrecondition for those of another server, before anything is sent."""
+        path = self.connection.key_file
+        raw = _read_credentials(path)
+        credentials: Key | ExternalAccount
+        try:
+            credentials = ExternalAccount.read(raw) if raw.get("type") == "external_account" else Key.read(path)
+        except (KeyError, TypeError):
+            raise InvalidArgument(f"{path} is not an external account file.") from None
+        issuer = credentials.token_uri if isinstance(credentials, Key) else credentials.token_url
+        if _origin(issuer) != _origin(self.connection.url):
+            raise FailedPrecondition(
+                f"{path} is a key of {issuer}, not of the server {self.connection.url}; nothing was sent. Give the key"
+                " of this server with --credentials or GOOGLE_APPLICATION_CREDENTIALS, or the key's server with --url"
+                " or SARTO_URL."
+            )
+        return credentials
+
+    @property
+    def account(self) -> str:
+        """The email of the key file's account. Raises InvalidArgument for a caller without one."""
+        if self.connection.given_token or not isinstance(self.credentials, Key):
+            raise InvalidArgument("Name the account; a token has none.")
+        return self.credentials.email
 
     @property
     def project(self) -> str:
-        return self.connection.project or self.key.project
+        if self.connection.project:
+            return self.connection.project
+        if self.connection.given_token or not isinstance(self.credentials, Key):
+            raise InvalidArgument("Give the project with --project or GOOGLE_CLOUD_PROJECT; a token has none.")
+        return self.credentials.project
 
     @property
     def parent(self) -> str:
@@ -113,16 +195,20 @@ class Client:
         return f"projects/{self.project}/locations/{self.connection.location}"
 
     def token(self) -> str:
-        """An access token by the JWT-bearer grant at the key's `token_uri`; renewed shortly before it expires."""
+        """An access token from the server's token endpoint; renewed shortly before it expires."""
+        if self.connection.given_token:
+            return self.connection.given_token
         if time.monotonic() < self._token_until:
             return self._token
-        form = {"grant_type": GRANT, "assertion": self.key.assertion(int(time.time()))}
+        credentials = self.credentials
+        url = credentials.token_uri if isinstance(credentials, Key) else credentials.token_url
+        who = credentials.email if isinstance(credentials, Key) else str(self.connection.key_file)
         try:
-            answer = httpx.post(self.key.token_uri, data=form, timeout=30)
+            answer = httpx.post(url, data=credentials.form(), timeout=30)
         except httpx.TransportError as error:
-            raise _unreachable(self.key.token_uri, error) from None
+            raise _unreachable(url, error) from None
         if answer.is_error:
-            raise Unauthenticated(f"{self.key.token_uri} gave no token for {self.key.email}: {_reason(answer)}")
+            raise Unauthenticated(f"{url} gave no token for {who}: {_reason(answer)}")
         body = answer.json()
         self._token = str(body["access_token"])
         self._token_until = time.monotonic() + float(body["expires_in"]) - REFRESH_SECONDS
@@ -222,8 +308,9 @@ class Client:
         if kms_key:
             body["name"] = bucket = f"{bucket}-{hashlib.sha256(kms_key.encode()).hexdigest()[:16]}"
             body |= {"location": self.connection.location, "encryption": {"defaultKmsKeyName": kms_key}}
-        if self._is_missing(f"/storage/v1/b/{bucket}"):
-            self.post("/storage/v1/b", body, project=self.project)
+        # Lists objects, since roles/storage.objectAdmin has no right to read the bucket itself.
+        if self._is_missing(f"/storage/v1/b/{bucket}/o?maxResults=1"):
+            self._create_bucket(bucket, body)
         if self._is_missing(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"):
             with path.open("rb") as content:
                 self.request(
@@ -234,6 +321,18 @@ class Client:
                     content=content,
                 )
         return f"gs://{bucket}/{name}"
+
+    def _create_bucket(self, bucket: str, body: dict[str, Any]) -> None:
+        try:
+            self.post("/storage/v1/b", body, project=self.project)
+        except ApiError as error:
+            if error.answered_http_status != 403:
+                raise
+            raise FailedPrecondition(
+                f"The bucket {bucket} for local files does not exist, and you may not create buckets. Let an"
+                f" administrator upload a file once (`sarto data check FILE --project {self.project}`), or name data"
+                " in a bucket of yours: gs://…."
+            ) from None
 
     def _is_missing(self, path: str) -> bool:
         try:
@@ -246,6 +345,14 @@ class Client:
 
     def _headers(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token()}", **(more or {})}
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port; the names of this machine's loopback are one."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:

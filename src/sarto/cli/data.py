@@ -66,7 +66,8 @@ def show(
     model: BaseModel = DEFAULT_BASE_MODEL,
     as_json: AsJson = False,
 ) -> None:
-    """The mask proof: a row as training renders it, token by token; learned tokens are green."""
+    """The mask proof: a row as training renders it, token by token; learned tokens are green, and in ⟦ ⟧ where there is
+    no colour."""
     with client(context) as api:
         named = {"baseModel": model, "method": method_row(method).client_name}
         body = {**named, "trainingDatasetUri": api.dataset(file), "row": row}
@@ -149,7 +150,7 @@ def print_proof(proof: Mapping[str, Any]) -> None:
         out.print(Text(fault_text(proof["fault"])))
         raise FailedPrecondition("This row cannot be used.")
     for row in proof["training"]:
-        out.print(masked(row["tokens"]))
+        out.print(masked(row["tokens"], marks=out.no_color or not out.is_terminal), soft_wrap=True)
         out.print(f"{row['tokenCount']} tokens, {row['learnedCount']} of them learned", style="bold")
     for number, prompt in enumerate(proof["serving"], 1):
         if prompt["isSame"]:
@@ -160,10 +161,16 @@ def print_proof(proof: Mapping[str, Any]) -> None:
             out.print(Text(prompt["text"]))
 
 
-def masked(tokens: list[dict[str, Any]]) -> Text:
-    """Token texts in order, with a thin bar after each; learned ones are green."""
+def masked(tokens: list[dict[str, Any]], *, marks: bool = False) -> Text:
+    """Token texts in order, with a thin bar after each; learned ones are green, with `marks` also in ⟦ ⟧."""
     text = Text()
-    for token in tokens:
+    inside = False
+    for token in (*tokens, {"text": "", "learned": False}):
+        if marks and token["learned"] is not inside:
+            inside = not inside
+            text.append("⟦" if inside else "⟧")
+        if not token["text"]:
+            continue
         for piece in pieces(token["text"]):
             text.append(piece, style=LEARNED if token["learned"] else GIVEN)
         text.append("|", style="bright_black")

@@ -44,6 +44,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Show the evaluation of a job, or compare models on a file: the others are compared with the first one."""
+    for file in filter(None, (html, jsonl)):  # before models answer, since an error afterwards would lose the answers
+        if file.is_dir() or not file.absolute().parent.is_dir():
+            raise InvalidArgument(f"{file} cannot be written: name a file in a folder that exists.")
     with client(context) as api:
         if data is not None:
             report = _compare(api, subject, data, limit, html, jsonl)

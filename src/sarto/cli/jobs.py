@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.text import Text
 
 from sarto.cli import output, progress
-from sarto.cli.client import Client
+from sarto.cli.client import ApiError, Client
 from sarto.cli.options import (
     DEFAULT_BASE_MODEL,
     DEFAULT_METHOD,
@@ -23,12 +24,13 @@ from sarto.cli.options import (
     resource,
     tuning_mode_name,
 )
-from sarto.errors import FailedPrecondition, InvalidArgument
+from sarto.errors import FailedPrecondition, InvalidArgument, Unavailable
 from sarto.schema.tuning_jobs import RANKS, AdapterSize, spec_of
 
 app = typer.Typer(help="Tuning jobs: list, describe, watch, cancel.", no_args_is_help=True)
 Job = Annotated[str, typer.Argument(help="Job id, or its full resource name.")]
 INTERRUPTED_EXIT = 130
+AWAY_SECONDS, RETRY_SECONDS = 900.0, 2.0
 COLUMNS = ("JOB", "STATE", "BASE MODEL", "TUNED MODEL", "CREATED")
 
 
@@ -145,7 +147,12 @@ def list_jobs(
         }
         for job in jobs
     )
-    output.print_rows(rows, COLUMNS, "No tuning jobs here yet. `sarto tune TRAIN.jsonl` creates one.")
+    none = (
+        "No tuning job matches the filter."
+        if filter_
+        else "No tuning jobs here yet. `sarto tune TRAIN.jsonl` creates one."
+    )
+    output.print_rows(rows, COLUMNS, none)
 
 
 @app.command()
@@ -181,8 +188,7 @@ def follow(api: Client, name: str, as_json: bool) -> None:
     try:
         job = progress.watch(states(api, name), output.messages())
     except KeyboardInterrupt:
-        again = f"The job continues. Follow it again with: sarto jobs watch {output.short_id(name)}"
-        output.messages().print(again)
+        output.messages().print(f"The job continues. {_again(name)}")
         raise typer.Exit(INTERRUPTED_EXIT) from None
     show(job, as_json)
     if job["state"] != "JOB_STATE_SUCCEEDED":
@@ -190,14 +196,41 @@ def follow(api: Client, name: str, as_json: bool) -> None:
         raise FailedPrecondition(f"The job ended as {job['state'].removeprefix('JOB_STATE_')}. {reason}".strip())
 
 
-def states(api: Client, name: str) -> Iterator[dict[str, Any]]:
-    """The job after each change, until it has ended; the server streams the changes."""
+def _again(name: str) -> str:
+    return f"Follow it again with: sarto jobs watch {output.short_id(name)}"
+
+
+def states(api: Client, name: str) -> Iterator[progress.Change]:
+    """The job after each change, and the sentences about its work, until it has ended; the server streams both. Waits
+    for a server that does not answer. Raises Unavailable when it is away for longer than AWAY_SECONDS."""
+    cursor, job, away_since = "0", None, 0.0
     while True:  # a stream ends after some minutes, the job or not
-        for kind, event in api.event_stream(f"/v1/{name}/events", withJob="true"):
-            if kind == "job":
-                yield event
-            elif kind == "end":
-                return
+        try:
+            for kind, event in api.event_stream(f"/v1/{name}/events", withJob="true", pageToken=cursor):
+                away_since = 0.0
+                if kind == "job":
+                    job = event
+                    yield progress.Change(job)
+                elif kind == "end":
+                    return
+                else:
+                    cursor = str(event["sequence"])
+                    if job is not None and kind == "note":
+                        yield progress.Change(job, event["message"])
+        except (Unavailable, ApiError) as error:
+            if isinstance(error, ApiError) and error.answered_http_status not in (502, 503, 504):
+                raise
+            if job is None:
+                raise
+            now = time.monotonic()
+            if not away_since:
+                away_since = now
+                output.messages().print("The server does not answer; jobs continue when it is back. Waiting for it.")
+            if now - away_since > AWAY_SECONDS:
+                raise Unavailable(
+                    f"The server has not answered for {output.duration(AWAY_SECONDS)}. {_again(name)}"
+                ) from None
+            time.sleep(RETRY_SECONDS)
 
 
 def waits_for(api: Client, job: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ def console() -> Console:
 
 
 def messages() -> Console:
-    return Console(highlight=False, stderr=True)
+    """Standard error. A long line is left to the terminal, so that a name in it can be copied whole."""
+    return Console(highlight=False, stderr=True, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -31,25 +32,43 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Iterable[Mapping[str, str]], columns: Sequence[str], empty: str) -> None:
-    """A table with these columns, or one line if there are no rows."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row[column]) for column in columns))
-    if table.row_count:
-        console().print(table)
-    else:
+    """A table with these columns, or one line if there are no rows. Without a terminal: a row a line, separated by
+    tabs. On a terminal the first column, which names the row, is never broken."""
+    cells = [[row[column] for column in columns] for row in rows]
+    out = console()
+    if not cells:
         messages().print(empty)
+    elif not out.is_terminal:
+        for line in (columns, *cells):
+            print("\t".join(_one_line(cell) for cell in line))
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=number == 0)
+        for line in cells:
+            table.add_row(*map(Text, line))
+        out.print(table)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """A line with name and value for each; empty values are omitted."""
+    """A line with name and value for each; empty values are omitted. Without a terminal a tab separates them."""
+    out = console()
+    if not out.is_terminal:
+        for name, value in facts.items():
+            if value:
+                print(f"{name}\t{_one_line(value)}")
+        return
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if value:
             table.add_row(Text(name, style="bold"), Text(value))
-    console().print(table)
+    out.print(table)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def print_error(error: SartoError) -> int:

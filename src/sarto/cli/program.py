@@ -24,7 +24,7 @@ app = typer.Typer(
     name="sarto",
     help="Tune open models on your own machine, over the API you know.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -40,10 +40,14 @@ def connect(
         Path | None,
         typer.Option(
             envvar="GOOGLE_APPLICATION_CREDENTIALS",
-            help="Service account key file; default: the administrator's in the home.",
+            help="Service account key or external account file; default: the administrator's key.",
             metavar="FILE",
         ),
     ] = None,
+    token: Annotated[
+        str,
+        typer.Option(envvar="SARTO_TOKEN", help="An access token, in place of a key file.", metavar="TOKEN"),
+    ] = "",
     project: Annotated[
         str, typer.Option(envvar="GOOGLE_CLOUD_PROJECT", help="Project id; default: the key's.", metavar="ID")
     ] = "",
@@ -53,7 +57,7 @@ def connect(
 ) -> None:
     """Tune open models on your own machine, over the API you know."""
     key_file = credentials or settings.default_home() / "credentials" / "admin.json"
-    context.obj = Connection(url=url, key_file=key_file, project=project, location=location)
+    context.obj = Connection(url=url, key_file=key_file, project=project, location=location, given_token=token)
 
 
 @app.command()

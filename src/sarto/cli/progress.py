@@ -71,14 +71,21 @@ def read(job: dict[str, Any]) -> JobView:
     )
 
 
-def watch(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Follow a job until it ends and return its final state. `states` yields the resource after each change, the final
-    one last."""
+@dataclass(frozen=True)
+class Change:
+    """The resource of a job after a change; `note` is a sentence about its present work."""
+
+    job: dict[str, Any]
+    note: str = ""
+
+
+def watch(changes: Iterable[Change], console: Console) -> dict[str, Any]:
+    """Follow a job until it ends and return its final state, which is the last of `changes`."""
     follow = _watch_bar if console.is_terminal else _watch_lines
-    return follow(states, console)
+    return follow(changes, console)
 
 
-def _watch_bar(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
+def _watch_bar(changes: Iterable[Change], console: Console) -> dict[str, Any]:
     columns = (
         TextColumn("  {task.description:<20}"),
         BarColumn(28),
@@ -86,26 +93,32 @@ def _watch_bar(states: Iterable[dict[str, Any]], console: Console) -> dict[str, 
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("waiting to start", total=None, steps="", facts="")
-        for job in states:
-            now = read(job)
+        note, noted = "", -1
+        for change in changes:
+            now = read(change.job)
+            if change.note:
+                note, noted = change.note, now.step
+            facts = note if note and noted == now.step and not now.is_final else now.facts
             steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
             total = now.total_steps or None
-            bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=now.facts)
+            bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=facts)
             if now.is_final:
-                return job
+                return change.job
     raise EOFError("the job was not followed to its end")
 
 
-def _watch_lines(states: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
-    """A line when the phase changes, and one each ten percent."""
+def _watch_lines(changes: Iterable[Change], console: Console) -> dict[str, Any]:
+    """A line when the phase changes, one each ten percent, and one for each note."""
     shown: tuple[str, int] | None = None
-    for job in states:
-        now = read(job)
+    for change in changes:
+        now = read(change.job)
         position = (now.phase, now.percent // LINE_EVERY_PERCENT)
-        if position != shown:
+        if change.note and not now.is_final:
+            console.print(f"  {now.phase:<20}  {change.note}", markup=False)
+        elif position != shown:
             steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
             console.print("  " + "  ".join(part for part in (f"{now.phase:<20}", steps, now.facts) if part.strip()))
             shown = position
         if now.is_final:
-            return job
+            return change.job
     raise EOFError("the job was not followed to its end")

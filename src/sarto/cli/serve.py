@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ import uvicorn
 
 from sarto import settings as settings_
 from sarto.assembly.app import build
-from sarto.cli.tls import LOOPBACK, TlsFiles, choose, served_names
+from sarto.cli.tls import ANY, LOOPBACK, TlsFiles, choose, served_names
 from sarto.control.access.account_store import RENEW
 from sarto.errors import FailedPrecondition
 from sarto.settings import Settings
@@ -92,7 +93,7 @@ def _run(
 
     def announce(key_file: Path | None) -> None:
         write_whole(settings.home / ADDRESS_FILE, f"{address}\n".encode())
-        print(_welcome(settings, address, key_file, lines), flush=True)
+        print(_welcome(settings, settings.public_url or address, key_file, lines), flush=True)
 
     app = build(settings, address, announce, failures.append, bridge)
     config = uvicorn.Config(
@@ -158,7 +159,7 @@ def _grpc(settings: Settings, address: str, tls: TlsFiles | None, bridge: str) -
             f"gRPC needs the extra sarto[grpc] ({error.name} is missing): pip install 'sarto[grpc]', or leave out"
             " --grpc-port and grpc_port."
         ) from None
-    names = served_names(settings.host)
+    names = served_names(settings)
     certificates = local_certificates(settings.home / "tls", names)
     table()  # before the first call, which would wait for it
     try:
@@ -170,7 +171,7 @@ def _grpc(settings: Settings, address: str, tls: TlsFiles | None, bridge: str) -
         ) from None
     server.start()
     try:
-        target = f"{'localhost' if names == LOOPBACK else settings.host}:{server.port}"
+        target = f"{'localhost' if settings.host in (*LOOPBACK, *ANY) else settings.host}:{server.port}"
         write_whole(settings.home / GRPC_ADDRESS_FILE, f"{target}\n".encode())
         yield f"\n  gRPC         {target}, with GRPC_DEFAULT_SSL_ROOTS_FILE_PATH={certificates.authority}"
     finally:
@@ -182,18 +183,20 @@ def _trust(tls: TlsFiles | None) -> str:
     if tls is None or tls.authority is None:
         return ""
     names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
-    return f"\n  clients      export {' '.join(f'{name}={tls.authority}' for name in names)}"
+    authority = shlex.quote(str(tls.authority))
+    return f"\n  clients      export {' '.join(f'{name}={authority}' for name in names)}"
 
 
 def _welcome(settings: Settings, address: str, key_file: Path | None, lines: str) -> str:
-    renew = f"{RENEW} --home {settings.home}"
+    renew = f"{RENEW} --home {shlex.quote(str(settings.home))}"
+    key = shlex.quote(str(key_file)) if key_file else "KEY_FILE"
     return f"""Sarto is ready at {address}
   home         {settings.home}
   credentials  {key_file or f"no key of an administrator here; `{renew}` makes one"}
   API          {address}/docs{lines}
 
 In another terminal:
-  export SARTO_URL={address} GOOGLE_APPLICATION_CREDENTIALS={key_file or "KEY_FILE"}
+  export SARTO_URL={address} GOOGLE_APPLICATION_CREDENTIALS={key}
   sarto models list --base
   sarto tune --help
   curl -H "Authorization: Bearer $(sarto auth print-access-token)" \\

@@ -4,6 +4,7 @@ setting allows it."""
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,15 @@ class TlsFiles:
         return context
 
 
-def served_names(host: str) -> tuple[str, ...]:
-    """Host names for our own certificate: those of this machine, and the listening address."""
-    return LOOPBACK if host in (*LOOPBACK, *ANY) else (*LOOPBACK, host)
+def served_names(settings: Settings) -> tuple[str, ...]:
+    """Host names for our own certificate: the loopback ones, the public ones, and, where other machines reach the
+    service, the names of this machine."""
+    others = [*settings.public_hosts, *settings.tls_names]
+    if settings.host in ANY:
+        others += [socket.gethostname(), socket.getfqdn()]
+    elif settings.host not in LOOPBACK:
+        others.append(settings.host)
+    return tuple(dict.fromkeys((*LOOPBACK, *others)))
 
 
 def choose(settings: Settings) -> TlsFiles | None:
@@ -53,13 +60,13 @@ def choose(settings: Settings) -> TlsFiles | None:
             ) from None
         return tls
     if settings.tls == "local":
-        certificates = local_certificates(settings.home / "tls", served_names(settings.host))
+        certificates = local_certificates(settings.home / "tls", served_names(settings))
         return TlsFiles(certificates.certificate, certificates.key, certificates.authority)
     if not (_is_loopback(settings.host) or settings.plain_http_to_other_machines):
         raise FailedPrecondition(
             f"{settings.host} can be reached from other machines, and plain HTTP exposes tokens and data. Set"
-            " tls = local for a generated certificate, or tls_certificate and tls_key; behind a proxy that speaks TLS,"
-            " set plain_http_to_other_machines = true."
+            ' tls = "local" for a generated certificate (tls_names adds names to it), or tls_certificate and tls_key;'
+            " behind a proxy that speaks TLS, set public_url to its address and plain_http_to_other_machines = true."
         )
     return None
 

@@ -6,13 +6,22 @@ import errno
 import os
 import secrets
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sarto.errors import ResourceExhausted
+from sarto.errors import InvalidArgument, ResourceExhausted
 from sarto.system.failpoints import around
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises InvalidArgument with line and column of a fault."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f'{path} is not TOML: {error}. Texts need quotes, as in name = "value".') from None
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o666, *, durable: bool = True) -> None:

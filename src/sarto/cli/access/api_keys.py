@@ -68,4 +68,4 @@ def revoke(
 
 
 def _keys(api: Client, account: str) -> str:
-    return f"/v1/projects/-/serviceAccounts/{quote(account or api.key.email)}/apiKeys"
+    return f"/v1/projects/-/serviceAccounts/{quote(account or api.account)}/apiKeys"

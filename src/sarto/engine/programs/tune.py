@@ -47,6 +47,7 @@ from sarto.engine.tuning.ranks import Ranks
 from sarto.engine.tuning.session import Session, TokenisedDataset
 from sarto.engine.weights.convert import convert_hub, is_converted
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
+from sarto.plurals import row_count
 from sarto.system.files import write_whole
 from sarto.system.process import STOPPED, end_with_parent
 
@@ -135,7 +136,7 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
         log.say("phase", phase="TUNING")
         checkpointing = Checkpointing(
             folder, resume, session.fingerprint(), spec.resume_seconds, base=spec.base,
-            certify=_certifier(spec, session, validation or training),
+            certify=_certifier(spec, session, validation or training, log),
         )  # fmt: skip
         assessing = _assessing(spec, session, log)
         seconds = session.tune(log, checkpointing, partial(_assess, assessing, log) if assessing else None)
@@ -212,7 +213,9 @@ def _assess(assessing: CheckpointEvaluation, log: ProgressLog, record: Checkpoin
     log.assessment(assessing.after(record))
 
 
-def _certifier(spec: RunSpec, session: Session, held_out: PreparedDataset) -> Callable[[Path], ParityCertificate]:
+def _certifier(
+    spec: RunSpec, session: Session, held_out: PreparedDataset, log: ProgressLog
+) -> Callable[[Path], ParityCertificate]:
     """The certifier with a few rows from the shorter half: they test the serving path, not the quality of the model."""
     store = held_out.store
     short = np.flatnonzero(store.lengths <= np.median(store.lengths))[:CERTIFIED_ROWS]
@@ -221,6 +224,7 @@ def _certifier(spec: RunSpec, session: Session, held_out: PreparedDataset) -> Ca
         rows.append(parse_line(held_out.raw(line), line, data_format=spec.data_format))
 
     def certify_checkpoint(folder: Path) -> ParityCertificate:
+        log.say("note", message=f"Comparing serving with training on {row_count(len(rows))}, for the certificate.")
         return certify(
             spec.base.fully_tuned(str(folder)) if session.is_full else spec.base,
             None if session.is_full else folder,

@@ -58,6 +58,7 @@ def tune(
         evaluation = None
         # Every checkpoint is evaluated too: the best one is chosen by validation loss.
         if validation is not None and (step in milestones.evaluations or step in milestones.checkpoints):
+            progress_log.say("note", message=f"After step {step}: computing the validation loss.")
             metrics = trainer.evaluate(validation)
             evaluation = EvalMetrics(
                 step=step, epoch=epoch, loss=metrics.loss, supervised_tokens=metrics.units, **metrics.measured
