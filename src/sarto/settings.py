@@ -164,6 +164,11 @@ class Settings(BaseModel):
     user on this machine (Linux); not an account with a role on the service."""
 
     @property
+    def shared_folder(self) -> Path:
+        """`data_folder`, or the home without one."""
+        return (self.data_folder or self.home).expanduser().absolute()
+
+    @property
     def public_hosts(self) -> list[str]:
         """Host names under which other machines reach the service."""
         return [*filter(None, [urlsplit(self.public_url).hostname]), *self.public_names]

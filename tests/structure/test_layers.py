@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sarto.errors": (),
     "sarto.plurals": (),
     "sarto.configuration": ("sarto.errors",),
-    "sarto.settings": ("sarto.errors", "sarto.configuration"),
+    "sarto.settings": ("sarto.errors", "sarto.configuration", "sarto.system"),
     "sarto.system": ("sarto.errors", "sarto.system"),
     "sarto.conversations": (
         "sarto.errors",
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "sarto.contract": ("sarto.errors", "sarto.system", "sarto.contract"),
     "sarto.schema": ("sarto.schema", "sarto.errors", "sarto.names"),
-    "sarto.catalog": ("sarto.errors", "sarto.contract"),
+    "sarto.catalog": ("sarto.errors", "sarto.contract", "sarto.system"),
     "sarto.storage": (*WORDS, "sarto.storage"),
     "sarto.samples": (*WORDS, "sarto.storage"),
     "sarto.control": (*WORDS, "sarto.configuration", "sarto.storage", "sarto.control"),

@@ -20,7 +20,6 @@ FREE = ("migrations", "versions", "samples", "__pycache__")
 """Folders of files that no reader chooses among."""
 MORE_IMPORTS = {
     "sarto.api.iam.service_accounts": 16,
-    "sarto.api.routes": 26,
     "sarto.assembly.app": 33,
     "sarto.assembly.background": 20,
     "sarto.cli.program": 18,
@@ -62,6 +61,7 @@ def test_a_folder_has_at_most_20_entries() -> None:
 
 def test_a_module_imports_at_most_15_of_ours() -> None:
     counts = {name: len({target for target, _ in imports(name) if target.startswith("sarto.")}) for name in modules()}
+    del counts["sarto.api.routes"]  # the table of all modules of handlers
     wide = {name: count for name, count in counts.items() if count > MOST_IMPORTS}
     assert {name: count for name, count in wide.items() if count > MORE_IMPORTS.get(name, 0)} == {}
     assert {name: count for name, count in MORE_IMPORTS.items() if counts[name] < count} == {}, "lower the number"

@@ -131,8 +131,7 @@ def build(
 @asynccontextmanager
 async def running(settings: Settings, local_address: str) -> AsyncIterator[tuple[Services, Path | None]]:
     """All objects of a running service, and the administrator's key file, if there is one."""
-    address = settings.public_url or local_address
-    home, data = settings.home, (settings.data_folder or settings.home).expanduser().absolute()
+    home, data, address = settings.home, settings.shared_folder, settings.public_url or local_address
     check_start(settings)
     make_folders(home)
     async with AsyncExitStack() as stack:
@@ -143,9 +142,8 @@ async def running(settings: Settings, local_address: str) -> AsyncIterator[tuple
             data_folder.claim(database, data)
             make_folders(data)
             key_file = account_store.open_home(database, home, settings.project, address, settings.max_key_days)
-            authenticator = Authenticator(
-                database, address, settings.token_seconds, oidc_providers(settings), local_address=local_address
-            )
+            authenticator = Authenticator(database, address, settings.token_seconds, oidc_providers(settings))
+            authenticator.accept(local_address)
             keys = key_service(settings, data, database)
             buckets = Buckets(database, data, Sealer(keys, private_folder(stack, settings)))
             buckets.sweep()
@@ -172,10 +170,7 @@ async def running(settings: Settings, local_address: str) -> AsyncIterator[tuple
         await start_loops(stack, control, generator, _executor(stack, environment, settings.warm_seconds, control))
         keep_keys(stack, control, worker)
         services = Services(
-            database=database,
-            buckets=buckets,
-            catalog=catalog,
-            control=control,
+            database=database, buckets=buckets, catalog=catalog, control=control,
             authenticator=authenticator, generator=generator, keys=keys, threads=threads,
             outside=outside_threads(stack),
             max_body_bytes=settings.max_body_bytes,

@@ -170,7 +170,7 @@ def _audit(settings: Settings) -> Finding:
     if not settings.database_url and not (settings.home / "sarto.db").exists():
         return Finding("audit log", "ok", "there is none yet")
     database = Database.in_home(settings.home, settings.database_url)
-    exports = (settings.data_folder or settings.home).expanduser() / chain.FOLDER
+    exports = settings.shared_folder / chain.FOLDER
     try:
         verdict, first = chain.verify(database, "", exports), chain.oldest(database)
     finally:

@@ -86,6 +86,6 @@ def _database(home: Path | None) -> Iterator[tuple[Database, Path]]:
         raise FailedPrecondition(f"There is no database in {settings.home}; name the home with --home.")
     database = Database.in_home(settings.home, settings.database_url)
     try:
-        yield database, (settings.data_folder or settings.home).expanduser()
+        yield database, settings.shared_folder
     finally:
         database.close()

@@ -134,7 +134,7 @@ def rotate_master(
     """Encrypt every customer key under a new master key. The service must be stopped. Repeat the command if it was
     interrupted."""
     settings = settings_.load(home)
-    data = settings.data_folder or settings.home
+    data = settings.shared_folder
     old_key, file = settings.master_key.get_secret_value(), settings.master_key_file
     if (old_key or file) and to is None:
         raise InvalidArgument("The master key is set in the settings; name the file of the new one with --to.")

@@ -64,23 +64,20 @@ class Authenticator:
     """Verifies and issues tokens for the server at `address`. Thread-safe."""
 
     def __init__(
-        self,
-        database: Database,
-        address: str,
-        token_seconds: int,
-        providers: Providers | None = None,
-        *,
-        local_address: str = "",
+        self, database: Database, address: str, token_seconds: int, providers: Providers | None = None
     ) -> None:
-        """`address` is written into keys and tokens; tokens for `local_address` are accepted too."""
         self.database = database
         self._providers = providers or Providers()
         self.token_seconds = token_seconds
-        self.addresses = tuple(dict.fromkeys((*_aliases(address), *_aliases(local_address or address))))
+        self.addresses = _aliases(address)
         self._secret = _secret(database, "access_token", lambda: secrets.token_bytes(32))
         self._identity = _secret(database, "identity_key", _new_identity_key)
         self._remembered: dict[bytes, tuple[Principal, float, float, int]] = {}
         self._lock = threading.Lock()
+
+    def accept(self, address: str) -> None:
+        """Accept tokens for another address of this server too; keys and tokens keep the first."""
+        self.addresses = tuple(dict.fromkeys((*self.addresses, *_aliases(address))))
 
     def remembered(self, bearer: str) -> Principal | None:
         """The principal of a token that was verified within the last second, without cryptography and database."""

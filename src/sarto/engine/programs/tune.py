@@ -47,7 +47,6 @@ from sarto.engine.tuning.ranks import Ranks
 from sarto.engine.tuning.session import Session, TokenisedDataset
 from sarto.engine.weights.convert import convert_hub, is_converted
 from sarto.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unimplemented
-from sarto.plurals import row_count
 from sarto.system.files import write_whole
 from sarto.system.process import STOPPED, end_with_parent
 
@@ -224,7 +223,7 @@ def _certifier(
         rows.append(parse_line(held_out.raw(line), line, data_format=spec.data_format))
 
     def certify_checkpoint(folder: Path) -> ParityCertificate:
-        log.say("note", message=f"Comparing serving with training on {row_count(len(rows))}, for the certificate.")
+        log.say("note", message="Comparing serving with training, for the certificate.")
         return certify(
             spec.base.fully_tuned(str(folder)) if session.is_full else spec.base,
             None if session.is_full else folder,
