@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sarto.cli import data, output
+from sarto.cli import output
+from sarto.cli.datasets import data
 from sarto.engine.dataset_report.mask_proof import show_row
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.errors import FailedPrecondition

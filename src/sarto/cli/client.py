@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,6 +26,9 @@ EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 REFRESH_SECONDS = 60
+UPLOAD_BYTES = 1 << 18
+MAPPING = "sarto-mapping"
+"""The key of an object's metadata that names the mapping it was made with."""
 
 
 class ApiError(SartoError):
@@ -292,9 +297,10 @@ class Client:
         except httpx.TransportError as error:
             raise _unreachable(self.connection.url, error) from None
 
-    def dataset(self, file: str, kms_key: str = "") -> str:
+    def dataset(self, file: str, kms_key: str = "", *, mapping: bytes = b"") -> str:
         """The `gs://` URI of a dataset: the argument, or that of the local file, which is uploaded unless it exists.
-        With a customer key the bucket is another one, encrypted under it."""
+        With a customer key the bucket is another one, encrypted under it. `mapping` is the record of a conversion: an
+        object beside the file, whose name is in the file's metadata."""
         if file.startswith("gs://"):
             return file
         path = Path(file)
@@ -311,15 +317,13 @@ class Client:
         # Lists objects, since roles/storage.objectAdmin has no right to read the bucket itself.
         if self._is_missing(f"/storage/v1/b/{bucket}/o?maxResults=1"):
             self._create_bucket(bucket, body)
-        if self._is_missing(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"):
+        beside = f"{name.removesuffix('.jsonl')}.mapping.json" if mapping else ""
+        if beside and self._is_missing(_object(bucket, beside)):
+            self._upload(bucket, beside, [mapping], "application/json")
+        if self._is_missing(_object(bucket, name)):
             with path.open("rb") as content:
-                self.request(
-                    "POST",
-                    f"/upload/storage/v1/b/{bucket}/o",
-                    params={"uploadType": "media", "name": name},
-                    headers={"Content-Type": "application/jsonl"},
-                    content=content,
-                )
+                named = {MAPPING: f"gs://{bucket}/{beside}"} if beside else {}
+                self._upload(bucket, name, iter(partial(content.read, UPLOAD_BYTES), b""), "application/jsonl", named)
         return f"gs://{bucket}/{name}"
 
     def _create_bucket(self, bucket: str, body: dict[str, Any]) -> None:
@@ -333,6 +337,23 @@ class Client:
                 f" administrator upload a file once (`sarto data check FILE --project {self.project}`), or name data"
                 " in a bucket of yours: gs://…."
             ) from None
+
+    def _upload(
+        self, bucket: str, name: str, content: Iterable[bytes], kind: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Store an object with its metadata in one request, which is streamed."""
+        mark = secrets.token_hex(16)
+        resource = json.dumps({"name": name, "contentType": kind, "metadata": dict(metadata or {})})
+        head = (
+            f"--{mark}\r\nContent-Type: application/json\r\n\r\n{resource}\r\n--{mark}\r\nContent-Type: {kind}\r\n\r\n"
+        )
+        self.request(
+            "POST",
+            f"/upload/storage/v1/b/{bucket}/o",
+            params={"uploadType": "multipart"},
+            headers={"Content-Type": f"multipart/related; boundary={mark}"},
+            content=chain([head.encode()], content, [f"\r\n--{mark}--\r\n".encode()]),
+        )
 
     def _is_missing(self, path: str) -> bool:
         try:
@@ -353,6 +374,10 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     host = parts.hostname or ""
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port
+
+
+def _object(bucket: str, name: str) -> str:
+    return f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:

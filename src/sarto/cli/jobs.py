@@ -11,6 +11,8 @@ from rich.text import Text
 
 from sarto.cli import output, progress
 from sarto.cli.client import ApiError, Client
+from sarto.cli.datasets.data import MapFile, Yes
+from sarto.cli.datasets.upload import upload
 from sarto.cli.options import (
     DEFAULT_BASE_MODEL,
     DEFAULT_METHOD,
@@ -36,7 +38,7 @@ COLUMNS = ("JOB", "STATE", "BASE MODEL", "TUNED MODEL", "CREATED")
 
 def tune(
     context: typer.Context,
-    training: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data: a local JSONL file, or gs://….")],
+    training: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data: a local file or folder, or gs://….")],
     validation: Annotated[str, typer.Option("--validation", help="Validation data: a file, or gs://….")] = "",
     method: Method = DEFAULT_METHOD,
     beta: Annotated[
@@ -56,13 +58,17 @@ def tune(
     service_account: Annotated[str, typer.Option(help="Account whose rights in buckets the run has.")] = "",
     kms_key: Annotated[str, typer.Option(help="Customer key that encrypts data, job and model: projects/P/….")] = "",
     label: Annotated[list[str] | None, typer.Option(help="Repeatable.", metavar="KEY=VALUE")] = None,
+    map_file: MapFile = "",
+    yes: Yes = False,
     last_checkpoint_only: Annotated[bool, typer.Option(help="Keep only the last checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it ends.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Create a tuning job and watch it. Local files are uploaded to the project's datasets bucket first."""
+    """Create a tuning job and watch it. Local files are converted where they are not JSON lines of a job, and uploaded
+    to the project's datasets bucket with their mapping."""
     row = method_row(method)
     with client(context) as api:
+        data = upload(context, api, training, validation, map_file=map_file, yes=yes, kms_key=kms_key)
         numbers = {
             "epochCount": epochs,
             "adapterSize": adapter_size_name(adapter_size),
@@ -72,8 +78,8 @@ def tune(
             "beta": beta,
         }
         spec = {
-            "trainingDatasetUri": api.dataset(training, kms_key),
-            "validationDatasetUri": api.dataset(validation, kms_key) if validation else None,
+            "trainingDatasetUri": data.training,
+            "validationDatasetUri": data.validation,
             "tuningMode": tuning_mode_name(tuning_mode) if tuning_mode != "adapter" else None,
             "exportLastCheckpointOnly": last_checkpoint_only,
             "hyperParameters": {key: value for key, value in numbers.items() if value is not None},
@@ -88,11 +94,16 @@ def tune(
             "labels": labels(label or []),
         }
         job = api.post(f"/v1/{api.parent}/tuningJobs", {key: value for key, value in body.items() if value})
-        if not wait:
-            show(job, as_json)
-            return
-        output.messages().print(Text(f"Created {job['name']}"))
-        follow(api, job["name"], as_json)
+        follow_new(api, job, wait, as_json)
+
+
+def follow_new(api: Client, job: dict[str, Any], wait: bool, as_json: bool) -> None:
+    """Show a job that has just been created, or follow it."""
+    if not wait:
+        show(job, as_json)
+        return
+    output.messages().print(Text(f"Created {job['name']}"))
+    follow(api, job["name"], as_json)
 
 
 def source(api: Client, model: str, tuned_model: str, checkpoint: str) -> dict[str, Any]:

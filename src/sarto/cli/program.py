@@ -10,11 +10,12 @@ import typer
 
 import sarto
 from sarto import settings
-from sarto.cli import data, jobs, models, output, webhooks
+from sarto.cli import jobs, models, output, webhooks
 from sarto.cli.access import audit, auth, iam, keys, projects
 from sarto.cli.backup import backup, restore
 from sarto.cli.chat import chat
 from sarto.cli.client import Connection
+from sarto.cli.datasets import data
 from sarto.cli.doctor import doctor
 from sarto.cli.evaluate import evaluate
 from sarto.cli.serve import serve

@@ -11,7 +11,7 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     (
         "rows with `weight` in messages, `parallel_tool_calls`, or `prompt` and `completion` as lists of messages",
         "each such row is refused by name",
-        "formats of other programs are not supported yet; convert the file",
+        "the service reads few formats; `sarto data convert` makes them from others",
     ),
     (
         "OpenAI form: `extra_body.google`, more than 8 choices, `allowed_tools` with mode `auto`",

@@ -16,7 +16,8 @@ from sarto.cli.program import app
 
 COMMANDS_HEAD = """# The `sarto` program
 
-`sarto serve` runs the service; `sarto models pull` works on this machine; every other command is a client of the API.
+`sarto serve` runs the service; `sarto models pull` and `sarto data convert` work on this machine;
+every other command is a client of the API.
 Generated from the commands by `make docs`.
 
 Exit status: 0 success, 1 failure, 2 invalid request.

@@ -9,6 +9,8 @@ import typer
 from rich.text import Text
 
 from sarto.cli import output
+from sarto.cli.datasets.convert import convert
+from sarto.cli.datasets.upload import upload
 from sarto.cli.options import (
     DEFAULT_BASE_MODEL,
     DEFAULT_METHOD,
@@ -22,8 +24,13 @@ from sarto.cli.options import (
 )
 from sarto.errors import FailedPrecondition
 
-app = typer.Typer(help="Datasets: check a file, show a row as training sees it.", no_args_is_help=True)
-File = Annotated[str, typer.Argument(help="A local JSONL file, or gs://….")]
+app = typer.Typer(help="Datasets: convert files, check them, show a row as training sees it.", no_args_is_help=True)
+app.command()(convert)
+File = Annotated[str, typer.Argument(help="A local file or folder, or gs://….")]
+MapFile = Annotated[
+    str, typer.Option("--map", metavar="FILE", help="Convert with this mapping (`sarto data convert`).")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Take a guessed mapping without a question.")]
 Validation = Annotated[str, typer.Option("--validation", help="Validation data to check beside it.")]
 LEARNED, GIVEN = "black on green", "dim"
 LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -37,15 +44,18 @@ def check(
     method: Method = DEFAULT_METHOD,
     model: BaseModel = DEFAULT_BASE_MODEL,
     tuning_mode: TuningModeOption = "adapter",
+    map_file: MapFile = "",
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """The data report: counts, lengths, faults, duplicates, overlap, forecast, and the automatic values.
 
     Exit status 1 if a tuning job would refuse the data."""
     with client(context) as api:
-        body = {"baseModel": model, "method": method_row(method).client_name, "trainingDatasetUri": api.dataset(file)}
-        if validation:
-            body["validationDatasetUri"] = api.dataset(validation)
+        data = upload(context, api, file, validation, map_file=map_file, yes=yes)
+        body = {"baseModel": model, "method": method_row(method).client_name, "trainingDatasetUri": data.training}
+        if data.validation:
+            body["validationDatasetUri"] = data.validation
         if tuning_mode != "adapter":
             body["tuningMode"] = tuning_mode_name(tuning_mode)
         report = api.post(f"/v1/{api.parent}:checkDataset", body)
