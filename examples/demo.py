@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from google import genai
 from google.auth.transport.requests import AuthorizedSession
@@ -128,11 +127,11 @@ def tune(
     console.print(f"  {job.name}")
     session = authorized(service)  # the resource as it is: this client's types leave some of it out
 
-    def states() -> Iterator[dict[str, Any]]:
+    def states() -> Iterator[progress.Change]:
         while True:
             answer = session.get(f"{service.url}/v1beta1/{job.name}", timeout=30)
             answer.raise_for_status()
-            yield answer.json()
+            yield progress.Change(answer.json())
             time.sleep(1.0)
 
     ended = progress.watch(states(), console)

@@ -22,7 +22,6 @@ MORE_IMPORTS = {
     "sarto.api.iam.service_accounts": 16,
     "sarto.assembly.app": 33,
     "sarto.assembly.background": 20,
-    "sarto.cli.program": 18,
     "sarto.control.batches.batch_predictions": 17,
     "sarto.control.batches.batch_runner": 18,
     "sarto.control.dataset_queries": 21,

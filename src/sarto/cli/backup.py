@@ -9,10 +9,9 @@ import typer
 
 from sarto import settings as settings_
 from sarto.cli import output
+from sarto.cli.options import Home
 from sarto.errors import FailedPrecondition
 from sarto.storage import backup as backup_
-
-Home = Annotated[Path | None, typer.Option(help="Folder of everything; default SARTO_HOME.", metavar="DIR")]
 
 
 def backup(

@@ -82,6 +82,12 @@ class Key:
         return {"grant_type": GRANT, "assertion": self.assertion(int(time.time()))}
 
 
+def _admin_key() -> Path:
+    from sarto.settings import default_home  # slow to import, and needed without a key file only
+
+    return default_home() / "credentials" / "admin.json"
+
+
 def _read_credentials(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -136,10 +142,10 @@ class ExternalAccount:
 @dataclass(frozen=True)
 class Connection:
     """The server and the caller. `project` may be empty: then it is the key's. `given_token`: an access token that is
-    used in place of the key file."""
+    used in place of the key file. `key_file` None: the administrator's in the home."""
 
     url: str
-    key_file: Path
+    key_file: Path | None
     project: str
     location: str
     given_token: str = ""
@@ -163,7 +169,7 @@ class Client:
     @cached_property
     def credentials(self) -> Key | ExternalAccount:
         """Those of the file. Raises FailedPrecondition for those of another server, before anything is sent."""
-        path = self.connection.key_file
+        path = self.connection.key_file or _admin_key()
         raw = _read_credentials(path)
         credentials: Key | ExternalAccount
         try:
@@ -207,7 +213,7 @@ class Client:
             return self._token
         credentials = self.credentials
         url = credentials.token_uri if isinstance(credentials, Key) else credentials.token_url
-        who = credentials.email if isinstance(credentials, Key) else str(self.connection.key_file)
+        who = credentials.email if isinstance(credentials, Key) else "the external account"
         try:
             answer = httpx.post(url, data=credentials.form(), timeout=30)
         except httpx.TransportError as error:

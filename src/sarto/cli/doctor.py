@@ -20,8 +20,7 @@ from sarto import settings as settings_
 from sarto.assembly.machine import cores, missing_confinement, this_processor
 from sarto.catalog import Catalog
 from sarto.cli import output
-from sarto.cli.backup import Home
-from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson
+from sarto.cli.options import DEFAULT_BASE_MODEL, AsJson, Home
 from sarto.control.access import account_store
 from sarto.control.audit import chain
 from sarto.errors import SartoError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ Method = Annotated[str, typer.Option("--method", help=f"Tuning method: {' or '.j
 TuningModeOption = Annotated[
     str, typer.Option("--tuning-mode", help="adapter, or full: all weights; open models only.")
 ]
+Home = Annotated[Path | None, typer.Option(help="Folder of everything; default SARTO_HOME.", metavar="DIR")]
 Limit = Annotated[int, typer.Option(help="Most rows to show.", min=1)]
 
 DEFAULT_BASE_MODEL = "gemini-2.0-flash-001"

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 import sarto
-from sarto import settings
-from sarto.cli import jobs, models, output, webhooks
-from sarto.cli.access import audit, auth, iam, keys, projects
-from sarto.cli.backup import backup, restore
-from sarto.cli.chat import chat
+from sarto.cli import output
 from sarto.cli.client import Connection
-from sarto.cli.datasets import data
-from sarto.cli.doctor import doctor
-from sarto.cli.evaluate import evaluate
-from sarto.cli.serve import serve
 from sarto.errors import SartoError
 
+COMMANDS = {
+    "serve": "serve:serve",
+    "tune": "jobs:tune",
+    "chat": "chat:chat",
+    "doctor": "doctor:doctor",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
+    "eval": "evaluate:evaluate",
+    "jobs": "jobs:app",
+    "models": "models:app",
+    "projects": "access.projects:app",
+    "webhooks": "webhooks:app",
+    "data": "datasets.data:app",
+    "iam": "access.iam:app",
+    "audit": "access.audit:app",
+    "auth": "access.auth:app",
+    "kms": "access.keys:app",
+}
+"""Name of each command or group → the module below `sarto.cli` and its function or Typer."""
+
+
+class CommandsOnDemand(TyperGroup):
+    """Imports the module of the command that runs, and no other: those of the server take over a second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        found = getattr(import_module(f"sarto.cli.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
+            found.command(cmd_name)(function)
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
+    cls=CommandsOnDemand,
     name="sarto",
     help="Tune open models on your own machine, over the API you know.",
     no_args_is_help=True,
@@ -57,32 +93,13 @@ def connect(
     ] = "us-central1",
 ) -> None:
     """Tune open models on your own machine, over the API you know."""
-    key_file = credentials or settings.default_home() / "credentials" / "admin.json"
-    context.obj = Connection(url=url, key_file=key_file, project=project, location=location, given_token=token)
+    context.obj = Connection(url=url, key_file=credentials, project=project, location=location, given_token=token)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     print(sarto.__version__)
-
-
-app.command()(serve)
-app.command()(jobs.tune)
-app.command()(chat)
-app.command()(doctor)
-app.command()(backup)
-app.command()(restore)
-app.command("eval")(evaluate)
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(models.app, name="models")
-app.add_typer(projects.app, name="projects")
-app.add_typer(webhooks.app, name="webhooks")
-app.add_typer(data.app, name="data")
-app.add_typer(iam.app, name="iam")
-app.add_typer(audit.app, name="audit")
-app.add_typer(auth.app, name="auth")
-app.add_typer(keys.app, name="kms")
 
 
 def run() -> None:

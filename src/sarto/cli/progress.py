@@ -102,6 +102,8 @@ def _watch_bar(changes: Iterable[Change], console: Console) -> dict[str, Any]:
             steps = f"step {now.step}/{now.total_steps}" if now.total_steps else ""
             total = now.total_steps or None
             bar.update(task, description=now.phase, completed=now.step, total=total, steps=steps, facts=facts)
+            if change.note:
+                bar.refresh()
             if now.is_final:
                 return change.job
     raise EOFError("the job was not followed to its end")

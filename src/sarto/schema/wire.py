@@ -198,6 +198,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        defer_build=True,  # building the validators of all messages takes longer than a command of the program
         alias_generator=AliasGenerator(serialization_alias=to_camel),
         validate_default=False,
         ser_json_inf_nan="strings",

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sarto import settings as settings_
 from sarto.cli import output
-from sarto.cli.options import AsJson, Limit, client
-from sarto.control.audit import chain
+from sarto.cli.options import AsJson, Home, Limit, client
 from sarto.errors import FailedPrecondition
-from sarto.storage.database.database import Database
+
+if TYPE_CHECKING:
+    from sarto.storage.database.database import Database
 
 app = typer.Typer(help="The audit log: list, verify, export.", no_args_is_help=True)
-Home = Annotated[Path | None, typer.Option(help="Folder of everything; default SARTO_HOME.", metavar="DIR")]
 
 
 @app.command("list")
@@ -49,6 +48,8 @@ def verify(
 ) -> None:
     """Check that no entry was removed, changed or moved, and that the end is not truncated. Prints an anchor to keep
     somewhere else: with it, a log that was rewritten as a whole is detected too."""
+    from sarto.control.audit import chain  # loads the database, which the commands of clients do without
+
     with _database(home) as (database, data):
         verdict = chain.verify(database, anchor, data / chain.FOLDER)
     if verdict.fault:
@@ -63,6 +64,8 @@ def verify(
 @app.command()
 def export(home: Home = None) -> None:
     """Print every entry as a line of JSON, oldest first."""
+    from sarto.control.audit import chain
+
     with _database(home) as (database, _):
         for line in chain.export(database):
             print(line)
@@ -81,6 +84,9 @@ def _result(status: dict[str, Any]) -> str:
 @contextmanager
 def _database(home: Path | None) -> Iterator[tuple[Database, Path]]:
     """The database and the folder of its data."""
+    from sarto import settings as settings_
+    from sarto.storage.database.database import Database
+
     settings = settings_.load(home)
     if not settings.database_url and not (settings.home / "sarto.db").exists():
         raise FailedPrecondition(f"There is no database in {settings.home}; name the home with --home.")

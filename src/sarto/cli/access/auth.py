@@ -7,17 +7,11 @@ from urllib.parse import quote
 
 import typer
 
-from sarto import settings as settings_
 from sarto.cli import output
 from sarto.cli.access import api_keys
-from sarto.cli.backup import Home
 from sarto.cli.client import SCOPE
-from sarto.cli.options import client
-from sarto.control.access.account_store import ADMIN_EMAIL, RENEW, renew_administrator
-from sarto.control.audit import audit_log
+from sarto.cli.options import Home, client
 from sarto.errors import FailedPrecondition
-from sarto.storage.database import migrations
-from sarto.storage.database.database import Database
 
 app = typer.Typer(help="Credentials.", no_args_is_help=True)
 app.add_typer(api_keys.app, name="api-key")
@@ -50,13 +44,21 @@ def print_access_token(
 @app.command("new-admin-key")
 def new_admin_key(home: Home = None) -> None:
     """Create a new key of the administrator and write it to HOME/credentials/admin.json; older keys stay valid."""
+    # Loads the database, which the commands of clients do without.
+    from sarto import settings as settings_
+    from sarto.control.access.account_store import ADMIN_EMAIL, RENEW, renew_administrator
+    from sarto.control.audit import audit_log
+    from sarto.storage.database import migrations
+    from sarto.storage.database.database import Database
+
     settings = settings_.load(home)
     if not settings.database_url and not (settings.home / "sarto.db").exists():
         raise FailedPrecondition(
             f"{settings.home} has no database yet; the first `sarto serve` creates it and the key."
         )
     written = settings.home / "address"
-    address = written.read_text().strip() if written.exists() else f"http://{settings.host}:{settings.port}"
+    local = written.read_text().strip() if written.exists() else f"http://{settings.host}:{settings.port}"
+    address = settings.public_url or local
     database = Database.in_home(settings.home, settings.database_url)
     try:
         migrations.upgrade(database)

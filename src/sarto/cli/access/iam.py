@@ -13,7 +13,6 @@ import typer
 from sarto.cli import output
 from sarto.cli.client import ApiError, Client
 from sarto.cli.options import AsJson, client
-from sarto.control.access.account_store import write_private
 from sarto.errors import InvalidArgument
 
 app = typer.Typer(help="Service accounts, their keys, and policies.", no_args_is_help=True)
@@ -144,6 +143,8 @@ def create_key(
     with client(context) as api:
         key = api.post(f"{_accounts(api)}/{email}/keys", body)
     content = json.loads(base64.b64decode(key["privateKeyData"]))
+    from sarto.control.access.account_store import write_private  # loads the database, which other commands need not
+
     write_private(file, (json.dumps(content, indent=2) + "\n").encode())
     output.console().print(f"Wrote {file}, key {content['private_key_id']}, good until {key['validBeforeTime']}")
 

@@ -7,16 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sarto import settings as settings_
 from sarto.cli import output
-from sarto.cli.backup import Home
 from sarto.cli.client import ApiError, Client
-from sarto.cli.options import AsJson, client
-from sarto.cli.serve import alone
+from sarto.cli.options import AsJson, Home, client
 from sarto.errors import InvalidArgument
-from sarto.storage.database.database import Database
-from sarto.storage.encryption import master_key
-from sarto.storage.encryption.key_service import all_versions
 
 app = typer.Typer(help="Customer keys.", no_args_is_help=True)
 keys = typer.Typer(help="Keys: create, list, rotate, disable, enable, destroy, restore.", no_args_is_help=True)
@@ -133,6 +127,13 @@ def rotate_master(
 ) -> None:
     """Encrypt every customer key under a new master key. The service must be stopped. Repeat the command if it was
     interrupted."""
+    # Loads the service, which the commands of clients do without.
+    from sarto import settings as settings_
+    from sarto.cli.serve import alone
+    from sarto.storage.database.database import Database
+    from sarto.storage.encryption import master_key
+    from sarto.storage.encryption.key_service import all_versions
+
     settings = settings_.load(home)
     data = settings.shared_folder
     old_key, file = settings.master_key.get_secret_value(), settings.master_key_file

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 import typer.main
 
 from sarto.api.routes import ROUTES
@@ -49,18 +50,25 @@ def routes_page() -> str:
 
 
 def _sections(command: Any, path: tuple[str, ...]) -> Iterator[str]:
-    commands = getattr(command, "commands", {})  # only groups have them
+    commands = _subcommands(command)
     if len(path) == 1 or not commands:
         yield _section(command, path)
     for name in sorted(commands):
         yield from _sections(commands[name], (*path, name))
 
 
+def _subcommands(command: Any) -> dict[str, Any]:
+    if not hasattr(command, "list_commands"):  # only groups have them
+        return {}
+    context = typer.Context(command)
+    return {name: command.get_command(context, name) for name in command.list_commands(context)}
+
+
 def _section(command: Any, path: tuple[str, ...]) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     usage = " ".join([*path, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)])
-    if hasattr(command, "commands"):
+    if hasattr(command, "list_commands"):
         usage += " COMMAND"
     title = "Before every command" if len(path) == 1 else f"`{' '.join(path)}`"
     lines = ["", f"## {title}", "", f"    {usage}", ""]
