@@ -82,6 +82,14 @@ class Limits:
     """Allow webhooks over plain HTTP, on ports other than 443 and 8443, and to private addresses, such as those of this
     machine and its network."""
 
+    reward_code_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Most seconds of one call of a reward's Python snippet ([rewards](rewards.md#python)); then the score fails."""
+    reward_code_bytes: Annotated[int, Field(ge=64 << 20)] = 1 << 30
+    """Most memory of each process that runs a reward's Python snippet."""
+    reward_private_addresses: bool = False
+    """Allow reward URLs (`cloudRunUri`) over plain HTTP, on other ports than 443 and 8443, and to private
+    addresses."""
+
     @property
     def callers_need_rights(self) -> bool:
         return self.data_rights == "caller-and-agent"

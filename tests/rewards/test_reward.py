@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import pytest
 
+from sarto.rewards.failures import LIMIT, UNUSABLE
 from sarto.rewards.reward import build_reward
-from sarto.rewards.scoring import LIMIT, UNUSABLE, Outcome, Sample
+from sarto.rewards.scoring import Call, Outcome, Sample, Scored
 from sarto.rewards.validation import config_faults, references_of
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse
 from sarto.schema.rewards import CompositeReinforcementTuningRewardConfig, SingleReinforcementTuningRewardConfig
+
+T = TypeVar("T")
 
 
 class Nobody:
     async def ask(self, model: str, request: GenerateContentRequest) -> GenerateContentResponse:
         raise AssertionError("no model is called here")
+
+    async def post(self, url: str, body: bytes, seconds: float) -> Any:
+        raise AssertionError("no URL is called here")
+
+    async def execute(self, snippet: str, calls: Sequence[Call]) -> list[Scored]:
+        raise AssertionError("no code is run here")
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        return work()
 
 
 def answer(text: str, references: dict[str, str] | None = None) -> Sample:

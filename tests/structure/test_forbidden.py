@@ -13,6 +13,8 @@ from tests.structure.sources import ROOT, imports, modules, tracked_files, tree
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 UNSAFE_CALLS = ("eval", "exec", "compile", "__import__")
 UNSAFE_FUNCTIONS = ("yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "pandas.read_pickle")
+RUNS_USER_CODE = {"sarto.rewards.code_worker": ("exec", "compile")}
+"""In a process that can only compute (`sarto.system.sandbox.keep_computing`)."""
 PATTERN_MODULES = ("re", "regex", "fnmatch")
 PATTERN_PARTS = {
     "sarto.engine.rendering.tokenizer": 2,  # alternatives and one character class, of escaped texts
@@ -34,7 +36,9 @@ def test_nothing_runs_code_from_data(name: str) -> None:
     for node in ast.walk(tree(modules()[name])):
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name):
-                assert node.func.id not in UNSAFE_CALLS, f"{name}:{node.lineno} calls {node.func.id}"
+                assert node.func.id not in UNSAFE_CALLS or node.func.id in RUNS_USER_CODE.get(name, ()), (
+                    f"{name}:{node.lineno} calls {node.func.id}"
+                )
             words = {keyword.arg: keyword.value for keyword in node.keywords}
             assert "trust_remote_code" not in words, f"{name}:{node.lineno} trusts remote code"
             if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
@@ -100,7 +104,7 @@ def test_environment_is_read_in_settings_alone() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv")
     }
     readers = {name for name in readers if not name.startswith("sarto.assembly.")}
-    assert readers <= {"sarto.settings", "sarto.system.failpoints", "sarto.engine.programs.sandbox"}
+    assert readers <= {"sarto.settings", "sarto.system.failpoints", "sarto.system.sandbox"}
 
 
 def test_no_place_of_one_machine_and_no_registry_host_in_the_repository() -> None:

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sarto.errors",
         "sarto.system",
         "sarto.rewards",
+        "sarto.schema.evaluation",
         "sarto.schema.generation",
         "sarto.schema.rewards",
         "sarto.schema.wire",

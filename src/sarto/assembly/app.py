@@ -44,6 +44,7 @@ from sarto.assembly.machine import (
     make_folders,
     most_data_bytes,
     outside_threads,
+    reward_code,
     this_processor,
 )
 from sarto.catalog import Catalog
@@ -172,7 +173,7 @@ async def running(settings: Settings, local_address: str) -> AsyncIterator[tuple
         services = Services(
             database=database, buckets=buckets, catalog=catalog, control=control,
             authenticator=authenticator, generator=generator, keys=keys, threads=threads,
-            outside=outside_threads(stack),
+            outside=outside_threads(stack), reward_code=reward_code(stack, settings.limits),
             max_body_bytes=settings.max_body_bytes,
             rate=RateLimit(settings.requests_per_second),
             bodies=ConcurrencyLimit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -18,6 +19,8 @@ from sarto.configuration import Limits
 from sarto.control.executors.executor import clean_environment
 from sarto.control.scheduling.capacity import RUNS_SHARE
 from sarto.errors import FailedPrecondition
+from sarto.rewards.code_workers import CodeLimits
+from sarto.serving.rewards import CodeService
 from sarto.settings import Settings
 from sarto.system import failpoints
 from sarto.system.memory import machine_memory_bytes
@@ -29,6 +32,12 @@ HANDLER_THREADS = 16
 OUTSIDE_THREADS, OUTSIDE_OF_A_PROJECT = 64, 8
 MOST_WAITS = 2000
 """Most concurrent waits and event streams of all callers."""
+
+
+def reward_code(stack: AsyncExitStack, limits: Limits) -> CodeService:
+    service = CodeService(CodeLimits(limits.reward_code_seconds, limits.reward_code_bytes))
+    stack.push_async_callback(asyncio.to_thread, service.close)
+    return service
 
 
 FOLDERS = ("credentials", "runs", "adapters", "models", "cache", "logs")

@@ -29,6 +29,7 @@ COMMANDS = {
     "projects": "access.projects:app",
     "webhooks": "webhooks:app",
     "data": "datasets.data:app",
+    "reward": "datasets.rewards:app",
     "iam": "access.iam:app",
     "audit": "access.audit:app",
     "auth": "access.auth:app",

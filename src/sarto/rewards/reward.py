@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sarto.errors import DeadlineExceeded
-from sarto.rewards.scoring import LIMIT, NO_NUMBER, Callers, Outcome, Parsed, Sample, Scored, Scorer, pattern_of
+from sarto.rewards.autorater import Autorater
+from sarto.rewards.calls import CloudRun, CodeExecution
+from sarto.rewards.failures import LIMIT, NO_NUMBER
+from sarto.rewards.scoring import Callers, Outcome, Parsed, Sample, Scored, Scorer, pattern_of
 from sarto.rewards.string_match import StringMatch
 from sarto.schema.rewards import RewardConfig, SingleReinforcementTuningRewardConfig
 from sarto.system.linear_regex import LinearPattern
@@ -46,9 +49,10 @@ class _Part:
     weight: float
     pattern: LinearPattern | None
     scorer: Scorer
+    callers: Callers
 
     async def score(self, samples: Sequence[Sample]) -> list[Scored]:
-        parsed = await asyncio.to_thread(lambda: [self._parse(sample) for sample in samples])
+        parsed = await self.callers.compute(lambda: [self._parse(sample) for sample in samples])
         good = [one for one in parsed if isinstance(one, Parsed)]
         scored = iter(await self.scorer.score(good))
         return [self._clipped(one, next(scored)) if isinstance(one, Parsed) else one for one in parsed]
@@ -57,7 +61,7 @@ class _Part:
         if self.pattern is None:
             return Parsed(sample, sample.text)
         try:
-            return Parsed(sample, self.pattern.last(sample.text))
+            return Parsed(sample, self.pattern.last(sample.text), is_extract=True)
         except DeadlineExceeded as error:
             return Scored(None, LIMIT, error.message)
 
@@ -83,9 +87,15 @@ def build_reward(config: RewardConfig, callers: Callers) -> Reward:
 
 
 def _part(config: SingleReinforcementTuningRewardConfig, weight: float, callers: Callers) -> _Part:
-    return _Part(config.name, weight, pattern_of(config.parse_response_config), _scorer(config, callers))
+    return _Part(config.name, weight, pattern_of(config.parse_response_config), _scorer(config, callers), callers)
 
 
 def _scorer(config: SingleReinforcementTuningRewardConfig, callers: Callers) -> Scorer:
-    assert config.string_match_reward_scorer is not None
-    return StringMatch(config.string_match_reward_scorer)
+    if config.string_match_reward_scorer is not None:
+        return StringMatch(config.string_match_reward_scorer, callers)
+    if config.code_execution_reward_scorer is not None:
+        return CodeExecution(config.code_execution_reward_scorer, callers)
+    if config.autorater_scorer is not None:
+        return Autorater(config.autorater_scorer, callers)
+    assert config.cloud_run_reward_scorer is not None, "the config has faults"
+    return CloudRun(config.cloud_run_reward_scorer, callers)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sarto.schema.generation import GenerateContentRequest, GenerateContentResponse
 from sarto.schema.rewards import ParseResponseConfig
 from sarto.system.linear_regex import LinearPattern
 
-CODE_FAILURE, RPC_ERROR, LIMIT, NO_NUMBER, UNUSABLE = "code_failure", "rpc_error", "limit", "no_number", "unusable"
-"""Kinds of failures: user code raised or ended; a model or URL did not answer; a limit of time, memory or length was
-reached; the result is no number; the expression of this row is no regular expression."""
+T = TypeVar("T")
+Call = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""The arguments `example` and `response` of user code."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,19 @@ class Callers(Protocol):
         """The answer of a model, by its name in the config. Raises SartoError."""
         ...
 
+    async def post(self, url: str, body: bytes, seconds: float) -> Any:
+        """The JSON that a URL answers to a JSON body. Raises SartoError; Unavailable and ResourceExhausted may be
+        tried again."""
+        ...
+
+    async def execute(self, snippet: str, calls: Sequence[Call]) -> list[Scored]:
+        """The results of user code; `CodeWorkers.execute`."""
+        ...
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """The result of a computation that may take seconds."""
+        ...
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -68,6 +81,14 @@ class Parsed:
 
     sample: Sample
     text: str | None
+    is_extract: bool = False
+
+    @property
+    def response(self) -> Mapping[str, Any]:
+        """The Content that user code gets: the whole answer, or the part alone."""
+        if not self.is_extract:
+            return self.sample.response
+        return {"role": "model", "parts": [{"text": self.text or ""}]}
 
 
 class Scorer(Protocol):

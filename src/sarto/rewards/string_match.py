@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -11,13 +10,15 @@ import orjson
 
 from sarto.errors import DeadlineExceeded
 from sarto.rewards import template
-from sarto.rewards.scoring import LIMIT, UNUSABLE, Parsed, Scored
+from sarto.rewards.failures import LIMIT, UNUSABLE
+from sarto.rewards.scoring import Callers, Parsed, Scored
 from sarto.schema.rewards import MatchOperation, StringMatchRewardScorer
 from sarto.system.linear_regex import LinearPattern, PatternError
 
 
 class StringMatch:
-    def __init__(self, config: StringMatchRewardScorer) -> None:
+    def __init__(self, config: StringMatchRewardScorer, callers: Callers) -> None:
+        self._callers = callers
         self._correct, self._wrong = config.correct_answer_reward or 0.0, config.wrong_answer_reward or 0.0
         self._key = None
         expression = config.string_match_expression
@@ -33,7 +34,7 @@ class StringMatch:
             self._pattern = LinearPattern(expression.expression)
 
     async def score(self, batch: Sequence[Parsed]) -> list[Scored]:
-        return await asyncio.to_thread(lambda: [self._score(one) for one in batch])
+        return await self._callers.compute(lambda: [self._score(one) for one in batch])
 
     def _score(self, parsed: Parsed) -> Scored:
         began = time.perf_counter()

@@ -10,6 +10,7 @@ PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 REFERENCE = "references."
 PROMPT, RESPONSE, SYSTEM_INSTRUCTION = "prompt", "response", "system_instruction"
+PROMPT_NAMES = frozenset({PROMPT, RESPONSE, SYSTEM_INSTRUCTION})
 
 
 def names(template: str) -> Iterator[str]:

@@ -142,6 +142,10 @@ class ValidateRewardRequest(Message):
     single_reward_config: SingleReinforcementTuningRewardConfig | None = None
     composite_reward_config: CompositeReinforcementTuningRewardConfig | None = None
 
+    @property
+    def config(self) -> RewardConfig | None:
+        return self.single_reward_config or self.composite_reward_config
+
 
 class RewardInfo(Message):
     reward: Double | None = None

@@ -38,7 +38,7 @@ SPECIAL = tuple(
 )
 """Ranges for protocols, tunnels and documentation, which the library's table may treat as global, depending on its
 version. Addresses that stand for IPv4 ones (mapped, compatible, NAT64) are outside `UNICAST`."""
-WEBHOOK_SETTING = "webhook_private_addresses"
+WEBHOOK_SETTING, REWARD_SETTING = "webhook_private_addresses", "reward_private_addresses"
 
 
 @dataclass(frozen=True)

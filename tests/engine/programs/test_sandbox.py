@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sarto.engine.programs import landlock, seccomp
+from sarto.system import landlock, seccomp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 
@@ -196,7 +196,7 @@ def test_a_forked_run_narrows_what_its_resident_process_may_reach(tmp_path: Path
     (other / "data").write_text("another run's")
     (modules / "forking.py").write_text(
         "import os, sys\n"
-        "from sarto.engine.programs.sandbox import narrow\n"
+        "from sarto.system.sandbox import narrow\n"
         "open(sys.argv[2] + '/data').close()\n"
         "narrow([], [sys.argv[1]])\n"
         "open(sys.argv[1] + '/mine', 'w').close()\n"

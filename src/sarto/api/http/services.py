@@ -21,6 +21,7 @@ from sarto.control.audit.audit_log import AuditLog
 from sarto.control.context import Control
 from sarto.serving.evaluator import Evaluator
 from sarto.serving.generator import Generator
+from sarto.serving.rewards import CodeService
 from sarto.storage.buckets.store import Buckets
 from sarto.storage.database.database import Database
 from sarto.storage.encryption.key_service import KeyService
@@ -53,6 +54,7 @@ class Services:
     keys: KeyService
     audit_log: AuditLog
     evaluator: Evaluator[Any]
+    reward_code: CodeService
     metadata_account: str
     """E-mail of the account for which the metadata-server paths issue tokens; empty: the paths do not exist."""
     max_key_days: float

@@ -33,11 +33,11 @@ async def evaluate_instances(request: Request) -> Reply:
     project, body = await in_control(request, dataset_evaluations.with_default_judge, parent(request), body)
     read = await beside(request, partial(evaluator.read, body))
     targets = await in_control(request, dataset_evaluations.judges, parent(request), read.judges)
-    judges = {name: _judge(request, project, name, deployed) for name, deployed in targets.items()}
+    judges = {name: judge(request, project, name, deployed) for name, deployed in targets.items()}
     return reply(await until_gone(request, evaluator.scores(read, judges, project)))
 
 
-def _judge(request: Request, project: str, name: str, deployed: ResolvedModel | None) -> Generate:
+def judge(request: Request, project: str, name: str, deployed: ResolvedModel | None) -> Generate:
     """The judge with this name: a model of this server, or one elsewhere."""
     served = services(request)
 

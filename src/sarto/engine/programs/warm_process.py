@@ -29,9 +29,9 @@ from sarto.engine.models.load import load_base
 from sarto.engine.models.lora import leave_room, make_room
 from sarto.engine.ops.select import choose_operations, native_dtype
 from sarto.engine.programs import tune
-from sarto.engine.programs.sandbox import narrow
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.system.process import die_with_parent, unwatch_children, watch_children
+from sarto.system.sandbox import narrow
 
 logger = logging.getLogger(__name__)
 RUN = "sarto.engine.programs.tune"

@@ -28,11 +28,11 @@ import orjson
 
 from sarto.contract.common import BaseWeights
 from sarto.engine.evaluation.evaluate_instances import score_metric
-from sarto.engine.programs.sandbox import narrow
 from sarto.engine.serving.text_queries import TextModel, answer_text
 from sarto.errors import Internal, SartoError
 from sarto.serving.protocol import pack
 from sarto.system.process import die_with_parent, keep_memory_private, unwatch_children, watch_children
+from sarto.system.sandbox import narrow
 
 logger = logging.getLogger(__name__)
 REQUEST_BYTES = 1 << 16

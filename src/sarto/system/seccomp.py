@@ -1,7 +1,8 @@
 """Refuse system calls that a computing process does not need, by a seccomp filter (Linux, x86-64 and aarch64).
 
-The filter is a classic BPF program over `struct seccomp_data`. It holds permanently for this thread and everything that
-it starts. A refused call fails with EPERM; the process continues.
+`refuse_calls` refuses the dangerous ones, `allow_only` all but a few. The filter is a classic BPF program over
+`struct seccomp_data`. It holds permanently for this thread and everything that it starts. A refused call fails with
+EPERM; the process continues.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, MODE_FILTER = 38, 22, 2
@@ -47,6 +49,28 @@ REFUSED = {
     "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171),
     "sethostname": (170, 161), "setdomainname": (171, 162), "iopl": (172, -1), "ioperm": (173, -1),
 }  # fmt: skip
+COMPUTING = {
+    # Memory, and what the interpreter does at any time.
+    "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
+    "brk": (12, 214), "futex": (202, 98), "membarrier": (324, 283), "getrandom": (318, 278), "exit": (60, 93),
+    "exit_group": (231, 94), "restart_syscall": (219, 128), "rseq": (334, 293),
+    # Reading files that are open or that Landlock allows.
+    "read": (0, 63), "readv": (19, 65), "pread64": (17, 67), "write": (1, 64), "writev": (20, 66), "close": (3, 57),
+    "lseek": (8, 62), "open": (2, -1), "openat": (257, 56), "fstat": (5, 80), "stat": (4, -1), "lstat": (6, -1),
+    "newfstatat": (262, 79), "statx": (332, 291), "access": (21, -1), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "readlink": (89, -1), "readlinkat": (267, 78), "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    # Facts about itself, time, and its own alarms.
+    "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175),
+    "getgid": (104, 176), "getegid": (108, 177), "uname": (63, 160), "sysinfo": (99, 179), "getcpu": (309, 168),
+    "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "getrlimit": (97, 163), "prlimit64": (302, 261),
+    "getrusage": (98, 165), "times": (100, 153), "time": (201, -1), "gettimeofday": (96, 169),
+    "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
+    "alarm": (37, -1), "setitimer": (38, 103), "getitimer": (36, 102), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "select": (23, -1),
+    "pselect6": (270, 72), "poll": (7, -1), "ppoll": (271, 73),
+}  # fmt: skip
+"""The calls of a process that computes. `prlimit64` is for itself only, by the filter of `refuse_calls` beneath."""
 SOCKET, PRLIMIT, CLONE, CLONE3 = (41, 198), (302, 261), (56, 220), (435, 435)
 ALLOWED_SOCKETS = (socket.AF_INET, socket.AF_INET6, 16)
 """16 is AF_NETLINK, which lists the addresses of the sandbox's loopback. AF_UNIX is absent: a socket in the file system
@@ -75,7 +99,28 @@ def is_known() -> bool:
 
 def refuse_calls() -> None:
     """Install the filter. Raises OSError if the kernel refuses; the process must have set no_new_privs."""
-    program = _assemble(_steps(*ARCHITECTURES[platform.machine()]))
+    _install(_steps(*ARCHITECTURES[platform.machine()]))
+
+
+def allow_only(calls: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse all other calls, on top of the filters that are installed. Raises OSError like `refuse_calls`."""
+    column, architecture = ARCHITECTURES[platform.machine()]
+    numbers = sorted({numbers[column] for numbers in calls.values()} - {-1})
+    _install([
+        (LOAD, ARCHITECTURE),
+        _Jump(JUMP_EQUAL, architecture, when_false="kill"),
+        (LOAD, NUMBER),
+        *(_Jump(JUMP_EQUAL, number, when_true="allow") for number in numbers),
+        (RETURN, FAIL | errno.EPERM),
+        "kill",
+        (RETURN, KILL_PROCESS),
+        "allow",
+        (RETURN, ALLOW),
+    ])  # fmt: skip
+
+
+def _install(steps: list[_Step]) -> None:
+    program = _assemble(steps)
     code = ctypes.create_string_buffer(program, len(program))
     record = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_SECCOMP, MODE_FILTER, record, 0, 0) != 0:
