@@ -42,6 +42,7 @@ def numbered(counts: tuple[int, int]) -> Callable[[int], bytes]:
 
 
 CONTENTS = '{"contents":['
+FILE_HEAD = '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 BODIES = (
     Body("empty arrays in a form field", many("[],", (20_000, 10_000_000), '{"grant_type":[', "[]]}")),
     Body("nested arrays", many("[", (1000, 1_000_000), '{"contents":', "")),
@@ -63,6 +64,12 @@ BODIES = (
     ),
     Body("header lines in a multipart", many("a: b\r\n", (10_000, 160_000), "--b\r\n"), "multipart/mixed; boundary=b"),
     Body("parts of a multipart", many("--b\r\n\r\nGET /\r\n", (4_000, 70_000)), "multipart/mixed; boundary=b"),
+    Body(
+        "fields of a form",
+        many('--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n', (1_000, 15_000)),
+        "multipart/form-data; boundary=b",
+    ),
+    Body("a file without end", many("x", (60_000, 900_000), FILE_HEAD), "multipart/form-data; boundary=b"),
     Body("XML elements", many("<Part>", (9_000, 300_000), "<a>"), "application/xml"),
 )
 FILTERS = (

@@ -11,7 +11,7 @@ from sarto.api.about import prometheus, service
 from sarto.api.gcs import routes as storage
 from sarto.api.http.routing import Route
 from sarto.api.iam import api_keys, policies, projects, service_accounts, tokens
-from sarto.api.openai import chat
+from sarto.api.openai import routes as openai
 from sarto.api.vertex import (
     batch_predictions,
     datasets,
@@ -35,5 +35,5 @@ ROUTES: list[Route] = [
     *audit_log.ROUTES, *policies.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *evaluations.ROUTES,
     *tuning_jobs.ROUTES, *webhooks.ROUTES, *datasets.ROUTES, *models.ROUTES, *endpoints.ROUTES, *operations.ROUTES,
     *experiments.ROUTES, *generation.ROUTES, *publisher_models.ROUTES, *batch_predictions.ROUTES,
-    *translation.ROUTES, *unimplemented.ROUTES, *kms.ROUTES, *chat.ROUTES, *storage.ROUTES,
+    *translation.ROUTES, *unimplemented.ROUTES, *kms.ROUTES, *openai.ROUTES, *storage.ROUTES,
 ]  # fmt: skip

@@ -27,13 +27,13 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
 }
 FILE_PARTS = {"image_url": "an image", "input_audio": "audio", "file": "a document", "video_url": "a video"}
-MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
+MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
 
 
 def read_messages_row(row: dict[str, Any]) -> tuple[list[Turn], list[str], tuple[dict[str, Any], ...]]:
     """Turns, the path of each, and tools. Raises RowFault."""
     for key in row:
-        if key not in ("messages", "tools", "context") and row[key] is not None:
+        if key not in ("messages", "tools", "context", "parallel_tool_calls") and row[key] is not None:
             raise RowFault(key, "an unknown field", "only messages, tools and context", f'remove "{key}"')
     turns, paths = read_messages(row.get("messages"))
     if row.get("context") is not None:
@@ -81,7 +81,7 @@ def _read_authored(message: dict[str, Any], path: str) -> Turn:
 
 
 def _read_message(message: dict[str, Any], path: str, calls_before: dict[str, FunctionCall]) -> Turn:
-    for old in ("function_call", "weight", "audio", "refusal"):
+    for old in ("function_call", "audio", "refusal"):
         if message.get(old) is not None:
             fix = "write tool_calls" if old == "function_call" else f'remove "{old}" or the row'
             raise RowFault(f"{path}.{old}", describe(message[old]), f"no {old}", fix)
@@ -91,6 +91,7 @@ def _read_message(message: dict[str, Any], path: str, calls_before: dict[str, Fu
     if role is None:
         raise RowFault(f"{path}.role", describe(role_name), '"system", "user", "assistant" or "tool"', "name the role")
     if role == "tool":
+        _is_learned(message, path, role)
         return Turn("tool", responses=(_read_tool_message(message, path, calls_before),))
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
@@ -106,7 +107,19 @@ def _read_message(message: dict[str, Any], path: str, calls_before: dict[str, Fu
         raise RowFault(f"{path}.reasoning_content", describe(thought), "a string", "write the reasoning as text")
     content = message.get("content")
     text = "" if content is None and role == "model" else _plain_text(content, f"{path}.content")
-    return Turn(role, text, calls, (), thought or "")
+    return Turn(role, text, calls, (), thought or "", _is_learned(message, path, role))
+
+
+def _is_learned(message: dict[str, Any], path: str, role: Role) -> bool:
+    """OpenAI's `weight` of a reply: 0 makes it context only."""
+    weight = message.get("weight")
+    if weight is None:
+        return True
+    if role != "model":
+        raise RowFault(f"{path}.weight", describe(weight), "weight in assistant messages only", "remove it")
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise RowFault(f"{path}.weight", describe(weight), "0 or 1", "write 0 for a reply that is not to be learned")
+    return bool(weight)
 
 
 def _plain_text(content: object, path: str) -> str:

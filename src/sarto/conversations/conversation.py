@@ -75,6 +75,8 @@ class Turn:
     calls: tuple[FunctionCall, ...] = ()
     responses: tuple[FunctionResponse, ...] = ()
     thought: str = ""
+    learned: bool = True
+    """False for a reply that is context only."""
 
 
 def describe(value: object) -> str:
@@ -124,12 +126,15 @@ def _joined(role: Role, group: list[tuple[Turn, str]], between: str) -> Turn:
             raise RowFault(path, *TEXT_BEHIND_CALL)
         calls += turn.calls
         has_text = has_text or bool(turn.text)
+        if turn.learned != group[0][0].learned:
+            raise RowFault(path, "replies in a row with both weights", "one weight for them", "join or split them")
     return Turn(
         role,
         between.join([turn.text for turn, _ in group if turn.text]),
         tuple(calls),
         tuple([response for turn, _ in group for response in turn.responses]),
         between.join([turn.thought for turn, _ in group if turn.thought]),
+        group[0][0].learned,
     )
 
 

@@ -73,6 +73,8 @@ class Example:
     format: str = "contents"
     last_reply_only: bool = False
     """Only the last turn is learned; earlier replies are part of the prompt."""
+    masked: tuple[int, ...] = ()
+    """Replies that are not learned, counted from 0 among the replies."""
 
 
 def parse_line(raw: bytes, line: int, *, data_format: DataFormat = "auto") -> Example:
@@ -105,10 +107,20 @@ def _read_reply(raw: bytes, line: int, *, is_translation: bool = False) -> tuple
         if turns[-1].role != "model":
             seen = f"a {turns[-1].role} turn at the end"
             raise RowFault(paths[-1], seen, "a model turn at the end", "add the reply to learn")
+        masked = _masked(turns) if kind == "messages" else ()
     except RowFault as fault:
         fault.line = line
         raise
-    return (Example(tuple(turns), tools, line, kind),)
+    return (Example(tuple(turns), tools, line, kind, masked=masked),)
+
+
+def _masked(turns: list[Turn]) -> tuple[int, ...]:
+    """The numbers of the replies with weight 0. Raises RowFault if those are all."""
+    learned = [turn.learned for turn in turns if turn.role == "model"]
+    if not any(learned):
+        seen = "weight 0 on every reply"
+        raise RowFault("messages", seen, "a reply to learn", "remove the weight of one reply, or the row")
+    return tuple(number for number, is_learned in enumerate(learned) if not is_learned)
 
 
 def _read_pair_of_replies(raw: bytes, line: int) -> tuple[Example, Example]:
@@ -119,6 +131,10 @@ def _read_pair_of_replies(raw: bytes, line: int) -> tuple[Example, Example]:
         (turns, paths, tools), pair = _openai_pair(row) if is_openai else _scored_pair(row)
         check_question(turns, paths)
         (chosen, where), (rejected, _) = pair
+        for turn, path in (*zip(turns, paths, strict=True), *pair):
+            if not turn.learned:
+                seen = "weight 0 in a preference pair"
+                raise RowFault(path, seen, "no weight: only the two replies are compared", "remove it")
         if (chosen.text, chosen.thought) == (rejected.text, rejected.thought):
             raise RowFault(where, "the same text twice", "two different replies", "leave the row out")
     except RowFault as fault:

@@ -157,6 +157,8 @@ class SpecRow:
     """The label `tune-type` of its models."""
     client_name: str
     """Its name in Google's clients."""
+    openai_name: str = ""
+    """Its name in OpenAI's fine-tuning API; empty if it is not offered there."""
     default_beta: float | None = None
     """None for a method without a beta."""
     rate_share: float = 1.0
@@ -192,6 +194,7 @@ SPECS: dict[str, SpecRow] = {
         data_format="auto",
         tune_type="sft",
         client_name="SUPERVISED_FINE_TUNING",
+        openai_name="supervised",
     ),
     "preference": SpecRow(
         method="preference",
@@ -201,6 +204,7 @@ SPECS: dict[str, SpecRow] = {
         data_format="preference",
         tune_type="preference",
         client_name="PREFERENCE_TUNING",
+        openai_name="dpo",
         default_beta=0.1,
         rate_share=0.1,
         warmup_fraction=0.1,

@@ -184,6 +184,29 @@ def test_a_condition_on_the_text_is_asked_again_of_every_row() -> None:
         render_open(Example((Turn("user", "a SECRET"), Turn("model", "b"))), tokenizer)
 
 
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_reply_of_weight_0_is_context_only(family: str) -> None:
+    """The tokens stay; the mask loses that reply, planned or not, in one row for all replies or one for each."""
+    tokenizer = LOADED[family]
+    turns: list[dict[str, Any]] = []
+    for word, weight in (("one", 1), ("two", 0), ("three", 1)):
+        turns += [{"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": word, "weight": weight}]
+    weighed = parse_line(json.dumps({"messages": turns}).encode(), 1)
+    plain = Example(weighed.turns, line=1, format="messages")
+    assert weighed.masked == (1,) and [turn.text for _, turn in replies(weighed)] == ["one", "three"]
+    texts = [
+        tokenizer.decode([token for token, on in zip(row.tokens, row.loss_mask, strict=True) if on])
+        for row in render(weighed, tokenizer)
+    ]
+    learned = " ".join(texts)
+    assert "one" in learned and "three" in learned and "two" not in learned
+    rows, whole = render(weighed, tokenizer), render(plain, tokenizer)
+    assert len(rows) == len(whole) or len(rows) == len(whole) - 1
+    if len(whole) == 1:
+        assert rows[0].tokens == whole[0].tokens
+    assert render_packed(weighed, tokenizer) == [pack_row(row, tokenizer) for row in render_fully(weighed, tokenizer)]
+
+
 def test_a_template_without_system_role_has_it_in_the_first_user_turn() -> None:
     source = "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}"
     tokenizer = changed(source + "{% endif %}" + TURN % "message['content']" + "{% endfor %}" + CLOSING)

@@ -69,7 +69,9 @@ class Application:
                 shown = away if isinstance(error, OperationalError | PoolTimeout) else fault
             if started:
                 raise
-            await failure(shown)(scope, receive, send_with_id)
+            route: Route | None = scope.get("sarto.route")
+            form = (route.refusal if route is not None else None) or failure
+            await form(shown)(scope, receive, send_with_id)
         finally:
             if scope.get("sarto.held"):
                 scope["sarto.services"].bodies.give_back(scope["sarto.principal"].member, sum(scope["sarto.held"]))

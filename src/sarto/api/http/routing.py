@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from sarto.errors import InvalidArgument, MethodNotAllowed, NotFound
+from sarto.errors import InvalidArgument, MethodNotAllowed, NotFound, SartoError
 
 API_VERSIONS = ("v1", "v1beta1")
 MIXIN_PREFIXES = ("ui",)
@@ -57,7 +57,9 @@ class Route:
     response: Any = None
     query: tuple[str, ...] | None = ()
     errors: str = "Error"
-    """Form of the handler's errors (see `openapi`); errors before the handler are always google.rpc.Status."""
+    """Form of the handler's errors (see `openapi`); errors before the handler have that of `refusal`."""
+    refusal: Callable[[SartoError], ASGIApp] | None = None
+    """The response for an error before the handler; None: google.rpc.Status."""
     body_bytes: int = 0
     """Most bytes of its body; 0: 64 KiB if no right is checked before it is read, else 1 MiB."""
 

@@ -1,1 +1,1 @@
-"""OpenAI's chat API: `chat` has the routes, `messages` the two forms."""
+"""OpenAI's API: chat, models, files and fine-tuning over the same buckets, jobs and endpoints."""

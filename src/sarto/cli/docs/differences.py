@@ -9,7 +9,7 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
         "list with `prefix` and `delimiter`; only policies grant rights",
     ),
     (
-        "rows with `weight` in messages, `parallel_tool_calls`, or `prompt` and `completion` as lists of messages",
+        "rows with `prompt` and `completion` as lists of messages",
         "each such row is refused by name",
         "the service reads few formats; `sarto data convert` makes them from others",
     ),
@@ -45,7 +45,17 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "API keys answer 404 at tuned endpoints",
-        "401 everywhere: there are no API keys",
+        "keys of `sarto auth api-key` are bearers everywhere; those in `?key=` or `x-goog-api-key` are 401",
+        "",
+    ),
+    (
+        "OpenAI's fine-tuning: reinforcement, pause, resume, graders, checkpoint permissions, `expires_after`",
+        "400 by name, like purposes of files for other services; the rest is in [openai.md](openai.md)",
+        "",
+    ),
+    (
+        "OpenAI's fine-tuning: at least 10 rows; a file's status is `uploaded` for a while",
+        "one row is enough; a file is `processed` at once, and its rows are checked by the job",
         "",
     ),
     (

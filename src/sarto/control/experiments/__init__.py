@@ -1,1 +1,1 @@
-"""Experiments and their runs, as TensorBoard clients read them."""
+"""Views of tuning jobs: as experiments, read only, and as fine-tuning jobs of OpenAI's API."""

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 Judges = dict[str, tuple[str, str, str]]
 """By name: base weights, folder (relative to the home) and digest of the adapter."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the maker of a job asked for, beyond the fields of its spec."""
+
+    batch_size: int | None = None
+    seed: int | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,3 +47,9 @@ class JobPlan:
     """Whether the maker may replace objects below the evaluation's output prefix."""
     is_full: bool = False
     """Whether all weights are tuned instead of an adapter."""
+    batch_size: int | None = None
+    """Examples a step, for a spec or a base whose spec has no batch size; None leaves it to the spec."""
+    seed: int | None = None
+    """Seed of the order of examples and of the adapter; None for the service's."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What the maker gave in OpenAI's API and the tuning API has no field for, such as metadata and suffix."""

@@ -42,9 +42,15 @@ BEHIND_ALL = "9" * 20
 
 
 def create(
-    control: Control, principal: Principal, parent: LocationName, job: TuningJob, request: str = ""
+    control: Control,
+    principal: Principal,
+    parent: LocationName,
+    job: TuningJob,
+    request: str = "",
+    wishes: validation.Wishes | None = None,
 ) -> dict[str, Any]:
-    """The JSON of the job as stored, PENDING. With `request` (a UUID) a repeated call returns the first one's job.
+    """The JSON of the job as stored, PENDING. With `request` (a UUID) a repeated call returns the first one's job. With
+    `wishes` unusable rows fail the job and not this call, as clients of OpenAI expect.
 
     Raises InvalidArgument with every fault of the request, Unimplemented for unsupported fields, FailedPrecondition for
     a job that no server can run, AlreadyExists for a `request` that was used with another body, Unavailable when its
@@ -57,7 +63,7 @@ def create(
             earlier = _earlier(connection, project, request, body)
         if earlier is not None:
             return quoting.shown(control, principal, project, earlier)
-    accepted, plan, data = validation.accept(control, principal, project, parent, job)
+    accepted, plan, data = validation.accept(control, principal, project, parent, job, wishes)
     plan = admission.with_needs(control, plan, low_memory=Switches.of(accepted.labels).low_memory)
     admission.check_disk(control, plan, accepted)
     job_id = new_id()
@@ -113,9 +119,9 @@ def list_jobs(
     return quoting.shown_all(control, principal, project, map(_read, rows)), more
 
 
-def cancel(control: Control, principal: Principal, name: ResourceName) -> None:
-    """Cancel a job. A waiting one ends at once, a running one when its run has stopped; an ended job is unchanged.
-    Raises NotFound."""
+def cancel(control: Control, principal: Principal, name: ResourceName) -> JobState:
+    """Cancel a job; returns its state before. A waiting one ends at once, a running one when its run has stopped; an
+    ended job is unchanged. Raises NotFound."""
     project = authorization.require(control.database, principal, "aiplatform.tuningJobs.cancel", name.project).number
     with control.database.transaction() as connection:
         row = find(connection, project, name, lock=True)
@@ -128,6 +134,7 @@ def cancel(control: Control, principal: Principal, name: ResourceName) -> None:
         elif state is RUNNING:
             advance(connection, row, CANCELLING, now)
             events.record(connection, project, name.id, row.lease_epoch, now, "cancelling", "Cancel was requested.")
+    return state
 
 
 def delete(control: Control, principal: Principal, name: ResourceName) -> None:

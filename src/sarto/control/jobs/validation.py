@@ -23,6 +23,7 @@ from sarto.control.jobs import (
     source_model,
 )
 from sarto.control.jobs.plan import JobPlan, Judges
+from sarto.control.jobs.plan import Wishes as Wishes
 from sarto.control.jobs.source_model import SourceModel
 from sarto.control.jobs.violations import EVALUATION, ROOT, Violations, spec_path
 from sarto.control.keys import key_use
@@ -62,10 +63,16 @@ _ACCOUNT = re.compile(r"[^@\s/]{1,64}@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
 
 
 def accept(
-    control: Control, principal: Principal, project: str, parent: LocationName, job: TuningJob
+    control: Control,
+    principal: Principal,
+    project: str,
+    parent: LocationName,
+    job: TuningJob,
+    wishes: Wishes | None = None,
 ) -> tuple[TuningJob, JobPlan, list[StoredObject]]:
-    """The job to store, its plan, and the versions of its datasets that were checked. Raises InvalidArgument with all
-    faults, Unimplemented with the fields, FailedPrecondition for a location where the model is not tuned."""
+    """The job to store, its plan, and the versions of its datasets that were checked, without their rows if there are
+    `wishes`. Raises InvalidArgument with all faults, Unimplemented with the fields, FailedPrecondition for a location
+    where the model is not tuned."""
     job = source_model.with_source(job.model_copy(update=OUTPUT_ONLY))
     faults = Violations()
     source = source_model.find(control, principal, parent, job, faults)
@@ -86,7 +93,7 @@ def accept(
     if job.tuning_spec is not None:
         rank = hyper_parameters.check(job.tuning_spec, spec_path(job), source, faults)
         hyper_parameters.check_mode(control, job, source, kms_key, faults)
-        data = _check_datasets(control, principal, project, job, source, faults, kms_key)
+        data = _check_datasets(control, principal, project, job, source, faults, kms_key, with_rows=wishes is None)
     faults.raise_if_any()
     assert source is not None
     if not job.output_uri:
@@ -99,6 +106,7 @@ def accept(
     evaluation = run_identity.evaluation_prefix(job)
     plan = replace(
         _plan(job, source, rank, weights),
+        **vars(wishes or Wishes()),
         judges=judges,
         kms_key=kms_key,
         may_replace=may_replace,
@@ -225,9 +233,11 @@ def _check_datasets(
     source: SourceModel | None,
     faults: Violations,
     kms_key: str,
+    *,
+    with_rows: bool,
 ) -> list[StoredObject]:
-    """The datasets in their present versions. Refuses encrypted data for a job without a key, which would store a plain
-    copy of it."""
+    """The datasets in their present versions, with a check of their first rows if `with_rows`. Refuses encrypted data
+    for a job without a key, which would store a plain copy of it."""
     looked_at: list[StoredObject] = []
     spec, row, path = job.tuning_spec, job.spec_row, spec_path(job)
     assert spec is not None and row is not None
@@ -240,8 +250,11 @@ def _check_datasets(
     ):
         if uri:
             try:
-                quotes = run_identity.can_read(control, principal, project, [uri])
-                stored = dataset_check.look(control, project, f"{path}.{name}", uri, data_format, quotes=quotes)
+                if with_rows:
+                    quotes = run_identity.can_read(control, principal, project, [uri])
+                    stored = dataset_check.look(control, project, f"{path}.{name}", uri, data_format, quotes=quotes)
+                else:
+                    stored = dataset_check.find(control, project, f"{path}.{name}", uri)
                 looked_at.append(stored)
                 if stored.fields.kms_key and not kms_key:
                     words = f"{uri} is encrypted under {stored.fields.kms_key}; give the job an encryptionSpec."

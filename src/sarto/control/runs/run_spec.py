@@ -61,7 +61,9 @@ def prepare(
             _pin(control, lease, workspace, "validation", validation_uri, spec_path(job)) if validation_uri else None
         ),
         data_format=row.format_for(plan.kind),
-        parameters=tuning_parameters(row, spec.parameters, plan.rank, weights, is_full=plan.is_full),
+        parameters=_with_wishes(
+            tuning_parameters(row, spec.parameters, plan.rank, weights, is_full=plan.is_full), plan
+        ),
         export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
         max_tokens_per_example=_context(plan, weights, base_folder),
         max_training_examples=control.limits.max_training_examples,
@@ -124,6 +126,12 @@ def _pin(control: Control, lease: Lease, workspace: Workspace, name: str, uri: s
     reference = DatasetRef(uri=uri, path=file_name, size_bytes=size, digest=digest)
     write_whole(record, orjson.dumps(reference.model_dump()))
     return reference
+
+
+def _with_wishes(parameters: TuningParameters, plan: JobPlan) -> TuningParameters:
+    """With the values that the job's maker gave beyond its spec."""
+    given = {"batch_size": plan.batch_size, "seed": plan.seed}
+    return parameters.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def tuning_parameters(

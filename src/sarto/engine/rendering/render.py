@@ -16,7 +16,7 @@ from sarto.engine.rendering.spans import Piece, prompt_pieces, training_pieces, 
 from sarto.engine.rendering.template_plans import Step, TemplatePlan, TextSlot, fill_step, make_plan, make_prompt_plan
 from sarto.engine.rendering.tokenizer import ChatTokenizer, pack, to_list, unpack
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Changes when the same row would have other tokens; part of the key of every token cache."""
 Spans = tuple[tuple[int, int], ...]
 OpenRow = list[tuple[list[bytes | str], bool]]
@@ -108,16 +108,34 @@ def replies(example: Example) -> list[tuple[Example, Turn]]:
         for index, turn in enumerate(example.turns)
         if turn.role == "model"
     ]
-    return spans[-1:] if example.last_reply_only else spans
+    if example.last_reply_only:
+        return spans[-1:]
+    return [span for number, span in enumerate(spans) if number not in example.masked]
 
 
 def _learned(example: Example, rows: list[OpenRow]) -> list[OpenRow]:
-    """All rows as they are; of an example that learns its last reply only, the last row with that reply learned."""
+    """All rows as they are, without the marks of masked replies; of an example that learns its last reply only, the
+    last row with that reply learned."""
+    if example.masked:
+        return _without(example.masked, rows)
     if not example.last_reply_only:
         return rows
     row = rows[-1]
     last = max(at for at, (_, learned) in enumerate(row) if learned)
     return [[(piece, at == last) for at, (piece, _) in enumerate(row)]]
+
+
+def _without(masked: tuple[int, ...], rows: list[OpenRow]) -> list[OpenRow]:
+    """The rows that still learn a reply. Each reply is one learned piece, in the order of the conversation."""
+    kept, number = [], 0
+    for row in rows:
+        marked: OpenRow = []
+        for piece, learned in row:
+            marked.append((piece, learned and number not in masked))
+            number += learned
+        if any(learned for _, learned in marked):
+            kept.append(marked)
+    return kept
 
 
 def pack_row(row: OpenRow, tokenizer: ChatTokenizer) -> PackedTokens:

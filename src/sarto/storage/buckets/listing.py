@@ -55,6 +55,18 @@ def page(connection: Connection, query: Query) -> tuple[list[sa.Row[Any]], tuple
         after = batch[-1].name
 
 
+def by_name(
+    connection: Connection, bucket: str, prefix: str, after: str, limit: int, *, ascending: bool
+) -> list[sa.Row[Any]]:
+    """At most `limit` rows whose names have the prefix, in the order of names or in its reverse, after the one of the
+    name `after` (empty: from the start)."""
+    name = stored_object.c.name
+    query = sa.select(stored_object).where(stored_object.c.bucket == bucket, name >= prefix, name < _successor(prefix))
+    if after:
+        query = query.where(name > after if ascending else name < after)
+    return list(connection.execute(query.order_by(name if ascending else name.desc()).limit(limit)))
+
+
 def _seek(connection: Connection, query: Query, after: str, folded: str) -> list[sa.Row[Any]]:
     name = stored_object.c.name
     statement = sa.select(stored_object).where(stored_object.c.bucket == query.bucket)

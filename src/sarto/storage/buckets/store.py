@@ -345,6 +345,14 @@ class Buckets:
             objects, prefixes, token = listing.page(connection, query)
         return Listing(tuple(bucket_rows.read_object(row) for row in objects), prefixes, token)
 
+    def by_name(
+        self, bucket: str, prefix: str, after: str = "", limit: int = 1000, *, ascending: bool = True
+    ) -> tuple[StoredObject, ...]:
+        """Objects whose names have the prefix, in the order of names or in its reverse; none if there is no bucket."""
+        with self.database.reading() as connection:
+            rows = listing.by_name(connection, bucket, prefix, after, limit, ascending=ascending)
+        return tuple(bucket_rows.read_object(row) for row in rows)
+
     def path(self, stored: StoredObject) -> Path:
         """The read-only file with the object's bytes. It stays while this version is live; `link_into` keeps it.
 

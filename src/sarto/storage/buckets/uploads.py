@@ -212,13 +212,35 @@ class Uploads:
         """Join the named parts, given as (number, md5 in hex) in rising order, and close the session."""
         if not parts or [number for number, _ in parts] != sorted({number for number, _ in parts}):
             raise InvalidArgument("The list of parts was not in ascending order. Parts must be ordered by part number.")
+        try:
+            return self.join(upload, [f"{number:d}-{md5}" for number, md5 in parts], conditions)
+        except FileNotFoundError as error:
+            number = Path(error.filename).name.partition("-")[0]
+            raise InvalidArgument(f"Part {number} was not uploaded, or its tag differs.") from None
+
+    def keep_part(self, upload: Upload, name: str, spooled: Path) -> None:
+        """Store a finished spool as a part with a new name, for `join`. Raises NotFound, InvalidArgument."""
+        folder = self._parts(upload)
+        try:
+            if sum(1 for _ in folder.iterdir()) >= MAX_PARTS:
+                raise InvalidArgument(f"An upload has at most {MAX_PARTS:,} parts.")
+            spooled.rename(folder / name)
+        except FileNotFoundError:
+            raise _ended() from None
+
+    def size_of(self, upload: Upload, names: Sequence[str]) -> int | None:
+        """The bytes of these parts together; None if one is missing."""
+        try:
+            return sum((self._parts(upload) / name).stat().st_size for name in names)
+        except FileNotFoundError:
+            return None
+
+    def join(self, upload: Upload, names: Sequence[str], conditions: Conditions | None = None) -> StoredObject:
+        """Join the parts in this order and close the session. Raises FileNotFoundError for a part that is missing."""
         with self.buckets.spool(upload.bucket) as spool:
-            for number, md5 in parts:
-                try:
-                    with (self._parts(upload) / f"{number:d}-{md5}").open("rb") as file:
-                        spool.read_from(file)
-                except FileNotFoundError:
-                    raise InvalidArgument(f"Part {number} was not uploaded, or its tag differs.") from None
+            for name in names:
+                with (self._parts(upload) / name).open("rb") as file:
+                    spool.read_from(file)
             content = spool.finish()
             upload.checksums.check(content)
             stored = self.buckets.store(
