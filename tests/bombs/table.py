@@ -182,6 +182,7 @@ ACTS = (
     Act("texts of many lines to compare", work.rouge),
     Act("long metrics", work.metrics),
     Act("a judge that drips", work.slow_judges),
+    Act("rewards without end", work.rewards),
     Act("hundreds of requests", work.many_requests),
     Act("templates and a tokenizer of one's own", own_base.templates),
     Act("exports", own_base.exports),

@@ -93,6 +93,25 @@ async def slow_judges(site: Site) -> list[int]:
     return await together(site, 60, ":evaluateInstances", body, leave=2.0)
 
 
+async def rewards(site: Site) -> list[int]:
+    """Code that never ends or takes all memory, and expressions that match everywhere, by callers that hang up."""
+    loop = {"codeExecutionRewardScorer": {"pythonCodeSnippet": "def evaluate(e, r):\n  while True: pass"}}
+    greedy = {"codeExecutionRewardScorer": {"pythonCodeSnippet": "a = [bytearray(1 << 20) for _ in range(1 << 20)]"}}
+    parse = {"parseType": "REGEX_EXTRACT", "regexExtractExpression": "(x|xx)*y|x"}
+    match = {"matchOperation": "REGEX_CONTAINS", "expression": "(a|b)*a(a|b){300}c"}
+    slow = {"stringMatchRewardScorer": {"correctAnswerReward": 1, "stringMatchExpression": match}}
+    asked = []
+    for part in (loop, greedy, slow | {"parseResponseConfig": parse}, slow):
+        parts = [{"rewardConfig": part | {"rewardName": f"r{index}"}, "weight": 1} for index in range(16)]
+        body = {
+            "compositeRewardConfig": {"weightedRewardConfigs": parts},
+            "example": prompt("a") | {"generationConfig": None},
+            "sampleResponse": {"parts": [{"text": "x" * 200_000}]},
+        }
+        asked.append(together(site, 8, "/tuningJobs:validateReinforcementTuningReward", body, leave=4.0))
+    return [status for statuses in await asyncio.gather(*asked) for status in statuses]
+
+
 async def many_requests(site: Site) -> list[int]:
     """300 requests to continue a text, of one caller, none of which wants its end."""
     return await together(site, 300, f"/{GEMINI}:generateContent", prompt("a", maxOutputTokens=200), leave=4.0)

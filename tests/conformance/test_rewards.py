@@ -61,6 +61,8 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with judge_server() as judge:
         service.write_judges([(f"outside/{name}", "openai", f"{judge}/v1", name) for name in ("fair", "wordy")])
         service.start(JUDGE_KEY=KEY, SARTO_REWARD_PRIVATE_ADDRESSES="true", SARTO_REWARD_CODE_SECONDS="2")
+        with service.http() as http:
+            service.give_metadata_account(http)
         yield service
         service.stop()
 
@@ -82,8 +84,11 @@ def seen(request: pytest.FixtureRequest, scoring: Service, url: str) -> dict[str
 
 
 def run(command: list[str], service: Service) -> str:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GOOGLE_")}
-    environ["GOOGLE_APPLICATION_CREDENTIALS"] = str(service.key_file)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("GOOGLE_", "GCE_", "CLOUDSDK_"))}
+    if command[0] == "node":
+        environ |= {"HOME": "/nonexistent", "GCE_METADATA_HOST": f"127.0.0.1:{service.port}"}
+    else:
+        environ["GOOGLE_APPLICATION_CREDENTIALS"] = str(service.key_file)
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout

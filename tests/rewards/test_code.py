@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +169,31 @@ def is_alive(pid: int) -> bool:
 
 def test_numpy_can_be_imported_where_it_is_installed(workers: CodeWorkers) -> None:
     assert run(workers, "import numpy\ndef evaluate(e, r): return numpy.float32(0.5)")[0].reward == 0.5
+
+
+RUN = """
+import asyncio, socket, sys
+from sarto.rewards.code_workers import CodeLimits, CodeWorkers
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1)
+    sys.exit("the run has the network")
+except OSError:
+    pass
+workers = CodeWorkers(2, CodeLimits(seconds=2), keep=True)
+snippet = "import os\\ndef evaluate(e, r):\\n    if r['text'] == 'fork': os.fork()\\n    return len(r['text']) / 10"
+calls = [({}, {"text": text}) for text in ("one", "fork", "three")] * 20
+print([one.reward for one in asyncio.run(workers.execute(snippet, calls))][-3:])
+workers.close()
+"""
+
+
+def test_a_run_that_is_in_the_sandbox_starts_workers_too(tmp_path: Path) -> None:
+    """Under the limits of a run: no namespaces of its own, a first filter, and few files."""
+    (tmp_path / "scoring_run.py").write_text(RUN)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        confine = [sys.executable, "-P", "-m", "sarto.engine.programs.sandbox", f"--data-bytes={2 << 30}"]
+        command = [*confine, f"--write={tmp_path / 'own'}", "scoring_run", port]
+        environ = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[0.3, None, 0.5]", done.stderr

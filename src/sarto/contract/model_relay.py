@@ -9,15 +9,20 @@ from sarto.contract.common import Record
 
 
 class RelayRequest(Record):
-    """A line of `asked.jsonl`: a request to a model elsewhere. `request` is a GenerateContentRequest."""
+    """A line of `asked.jsonl`: a request to a model elsewhere, whose `request` is a GenerateContentRequest, or a JSON
+    object for the URL of a reward."""
 
     number: int
-    judge: str
+    judge: str = ""
+    url: str = ""
+    seconds: float = 0.0
+    """Most time for a call of a URL."""
     request: dict[str, Any]
 
 
 class RelayResponse(Record):
-    """A line of `answered.jsonl`, written by the service: a GenerateContentResponse, or the status of an error."""
+    """A line of `answered.jsonl`, written by the service: a GenerateContentResponse, the JSON of a URL as
+    `body`, or the status of an error."""
 
     number: int
     response: dict[str, Any] | None = None

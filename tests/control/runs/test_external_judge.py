@@ -22,7 +22,15 @@ from sarto.control.runs.external_judge import ask, ask_one
 from sarto.control.runs.model_relay import answering
 from sarto.engine.evaluation.generate import spread
 from sarto.engine.programs.relayed_model import RelayedModels
-from sarto.errors import Internal, InvalidArgument, ResourceExhausted, SartoError, Unauthenticated, Unavailable
+from sarto.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    SartoError,
+    Unauthenticated,
+    Unavailable,
+)
 from sarto.schema.generation import GenerateContentRequest
 from tests.judge_server import KEY, judge_server, seen
 
@@ -132,6 +140,27 @@ def test_a_judge_on_a_private_address_is_asked_only_where_that_is_allowed(server
 def test_an_answer_in_another_form_is_an_error_of_the_judge(server: str, kind: str) -> None:
     with pytest.raises(Internal, match=f"not in the form of {kind}"):
         ask(judge(server, "strange", kind), REQUEST)
+
+
+def test_a_run_calls_a_url_through_its_folder_if_it_was_named(tmp_path: Path) -> None:
+    def post(url: str, body: bytes, seconds: float) -> object:
+        if url.endswith("away"):
+            raise Unavailable("not there")
+        return [url, json.loads(body), seconds]
+
+    (tmp_path / "spec.json").write_text("{}")
+    executor = LocalExecutor(clean_environment(os.environ), [sys.executable, "-c", "import time; time.sleep(600)"])
+    run = executor.start(Launch("run", "workspace/spec.json", Places({"workspace": tmp_path}), tmp_path / "log"))
+    named = ["https://r.example/x", "https://r.example/away"]
+    with answering(run, "workspace", named, partial(ask_one, {}), post):
+        outside = RelayedModels(tmp_path)
+        found = asyncio.run(outside.post(named[0], b'{"example": {"a": 1}}', 5.0))
+        assert found == [named[0], {"example": {"a": 1}}, 5.0]
+        with pytest.raises(Unavailable, match="not there"):
+            asyncio.run(outside.post(named[1], b"{}", 5.0))
+        with pytest.raises(FailedPrecondition, match="was not named"):
+            asyncio.run(outside.post("https://other.example/", b"{}", 5.0))
+    run.stop(0.0)
 
 
 async def _ask_all(outside: RelayedModels, names: list[str], count: int) -> list[str]:

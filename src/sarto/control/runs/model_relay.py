@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -20,18 +21,22 @@ logger = logging.getLogger(__name__)
 
 Ask = Callable[[str, dict[str, Any], Callable[[float], object]], dict[str, Any]]
 """Name, GenerateContentRequest as JSON and a pause function, to GenerateContentResponse. Raises SartoError."""
+Post = Callable[[str, bytes, float], Any]
+"""URL of a reward, JSON and seconds, to the JSON of its answer. Raises SartoError."""
 LOOK_SECONDS = 0.02
 MOST_AT_ONCE = 64
 
 
 @contextmanager
-def answering(run: RunTransport, folder: str, names: Collection[str], ask: Ask) -> Iterator[None]:
-    """Within the block, answer requests of the program to the models in `names`. `folder`: the file name of its run
-    folder."""
+def answering(
+    run: RunTransport, folder: str, names: Collection[str], ask: Ask, post: Post | None = None
+) -> Iterator[None]:
+    """Within the block, answer requests of the program to the models and URLs in `names`. `folder`: the file name of
+    its run folder."""
     if not names:
         yield
         return
-    relay = _ModelRelay(run, folder, frozenset(names), ask)
+    relay = _ModelRelay(run, folder, frozenset(names), ask, post)
     relay.start()
     try:
         yield
@@ -40,8 +45,8 @@ def answering(run: RunTransport, folder: str, names: Collection[str], ask: Ask) 
 
 
 class _ModelRelay:
-    def __init__(self, run: RunTransport, folder: str, names: frozenset[str], ask: Ask) -> None:
-        self._run, self._folder, self._names, self._call = run, folder, names, ask
+    def __init__(self, run: RunTransport, folder: str, names: frozenset[str], ask: Ask, post: Post | None) -> None:
+        self._run, self._folder, self._names, self._call, self._post = run, folder, names, ask, post
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._room = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._thread = threading.Thread(target=self._serve, name="judge-relay", daemon=True)
@@ -73,11 +78,13 @@ class _ModelRelay:
         try:
             answer = RelayResponse(number=question.number, response=self._ask(question))
         except SartoError as error:
-            logger.warning("relay request failed", extra={"model": question.judge, "status": error.status})
+            logger.warning(
+                "relay request failed", extra={"model": question.judge or question.url, "status": error.status}
+            )
             answer = RelayResponse(number=question.number, error=error.to_status())
         except Exception as error:  # after any error, since the run waits for a response
-            logger.exception("query failed", extra={"model": question.judge})
-            fault = Internal(f"The call of {question.judge} failed: {type(error).__name__}")
+            logger.exception("query failed", extra={"model": question.judge or question.url})
+            fault = Internal(f"The call of {question.judge or question.url} failed: {type(error).__name__}")
             answer = RelayResponse(number=question.number, error=fault.to_status())
         finally:
             self._room.release()
@@ -87,6 +94,9 @@ class _ModelRelay:
                 self._run.send(f"{self._folder}/{ANSWERED_FILE}", line)
 
     def _ask(self, question: RelayRequest) -> dict[str, Any]:
-        if question.judge not in self._names:
-            raise FailedPrecondition(f"{question.judge} was not named when the work was created.")
+        name = question.url or question.judge
+        if name not in self._names:
+            raise FailedPrecondition(f"{name} was not named when the work was created.")
+        if question.url and self._post is not None:
+            return {"body": self._post(question.url, json.dumps(question.request).encode(), question.seconds)}
         return self._call(question.judge, question.request, self._stopping.wait)

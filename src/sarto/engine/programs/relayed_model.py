@@ -4,9 +4,11 @@ its folder. The service (`control/runs/model_relay.py`) sends it and writes the 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from sarto.contract.model_relay import RelayRequest, RelayResponse
 from sarto.contract.run_folder import ANSWERED_FILE, ASKED_FILE
@@ -59,8 +61,18 @@ class RelayedModels:
 
         return generate
 
+    async def post(self, url: str, body: bytes, seconds: float) -> Any:
+        """The JSON that a reward's URL answers. Raises SartoError."""
+        question = RelayRequest(number=next(self._numbers), url=url, seconds=seconds, request=json.loads(body))
+        answer = await self._answer(question)
+        if answer.error is not None:
+            raise from_status(answer.error)
+        return (answer.response or {}).get("body")
+
     async def _ask(self, name: str, request: GenerateContentRequest) -> RelayResponse:
-        question = RelayRequest(number=next(self._numbers), judge=name, request=request.to_json())
+        return await self._answer(RelayRequest(number=next(self._numbers), judge=name, request=request.to_json()))
+
+    async def _answer(self, question: RelayRequest) -> RelayResponse:
         with self._requests.open("ab") as file:
             file.write(question.model_dump_json().encode() + b"\n")
         while question.number not in self._answers:
