@@ -24,7 +24,7 @@ FAST := $(SLOW_FOLDERS:%=--ignore=%) -m "not slow and not gpu" -n $(WORKERS)
 
 .PHONY: demo serve test setup base check fix fast fuzz bombs crash aarch64 processors audit ci-audit bench docs lock clean
 
-demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare; TASK=preference: on pairs
+demo: $(VENV)/installed base  ## tune the small base on a shipped dataset through the official client, and compare; TASK=preference: on pairs; TASK=distillation: from a teacher
 	@$(BIN)/python examples/$(TASK:%=%_)demo.py
 
 serve: $(VENV)/installed base  ## the service on this machine: make serve ARGS="--port 9000"

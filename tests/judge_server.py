@@ -1,8 +1,8 @@
 """A judge on another machine, for tests: a process with a real port that speaks OpenAI's and Gemini's forms.
 
 What it does goes by the model that is asked: `fair` scores by the length of the question, held to the schema it was
-given; `wordy` answers in prose; `full` has room at the second call only; `broken`, `shut`, `strange`, `silent` are as
-they sound.
+given; `wordy` answers in prose; `teacher` answers in one word; `full` has room at the second call only; `broken`,
+`shut`, `strange`, `silent` are as they sound.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             asked = body["messages"][-1]["content"]
             schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
-        text = "I like it." if model == "wordy" else json.dumps(_value(schema, asked))
+        plain = {"wordy": "I like it.", "teacher": "yes"}
+        text = plain[model] if model in plain else json.dumps(_value(schema, asked))
         if is_gemini:
             content = {"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": text}]}
             self._answer(200, {"candidates": [{"content": content, "finishReason": "STOP"}], "modelVersion": "1"})

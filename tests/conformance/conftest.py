@@ -41,6 +41,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 ("outside/fair", "openai", judge, "fair"),
                 ("outside/fair-gemini", "gemini", judge, "fair"),
                 ("outside/wordy", "openai", judge, "wordy"),
+                ("outside/teacher", "openai", judge, "teacher"),
                 ("outside/away", "openai", "http://127.0.0.1:9", "any"),
             )
         )

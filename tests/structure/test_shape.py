@@ -27,7 +27,7 @@ MORE_IMPORTS = {
     "sarto.control.dataset_queries": 21,
     "sarto.control.evaluation.dataset_evaluations": 17,
     "sarto.control.jobs.tuning_jobs": 19,
-    "sarto.control.jobs.validation": 20,
+    "sarto.control.jobs.validation": 19,
     "sarto.control.runs.attempt": 23,
     "sarto.control.runs.evaluations": 16,
     "sarto.control.runs.publishing": 16,

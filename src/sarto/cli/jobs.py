@@ -27,10 +27,17 @@ from sarto.cli.options import (
     tuning_mode_name,
 )
 from sarto.errors import FailedPrecondition, InvalidArgument, Unavailable
-from sarto.schema.tuning_jobs import RANKS, AdapterSize, spec_of
+from sarto.schema.tuning_jobs import RANKS, AdapterSize, dataset_key, dataset_of, spec_of
 
 app = typer.Typer(help="Tuning jobs: list, describe, watch, cancel.", no_args_is_help=True)
 Job = Annotated[str, typer.Argument(help="Job id, or its full resource name.")]
+Beta = Annotated[
+    float | None, typer.Option(help="Preference tuning: how strongly the model is held to the one it began as.")
+]
+SftLossWeight = Annotated[
+    float | None, typer.Option(help="Distillation: weight of the answers beside the teacher's distribution.")
+]
+NUMBERS = ("epochCount", "learningRateMultiplier", "learningRate", "batchSize", "beta")
 INTERRUPTED_EXIT = 130
 AWAY_SECONDS, RETRY_SECONDS = 900.0, 2.0
 COLUMNS = ("JOB", "STATE", "BASE MODEL", "TUNED MODEL", "CREATED")
@@ -41,9 +48,11 @@ def tune(
     training: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data: a local file or folder, or gs://….")],
     validation: Annotated[str, typer.Option("--validation", help="Validation data: a file, or gs://….")] = "",
     method: Method = DEFAULT_METHOD,
-    beta: Annotated[
-        float | None, typer.Option(help="Preference tuning: how strongly the model is held to the one it began as.")
-    ] = None,
+    beta: Beta = None,
+    teacher: Annotated[str, typer.Option(help="Distillation: the model that answers the prompts.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="Distillation: of the answers; unset is greedy.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Distillation: answers to each prompt.")] = None,
+    sft_loss_weight: SftLossWeight = None,
     model: BaseModel = DEFAULT_BASE_MODEL,
     name: Annotated[str, typer.Option("--name", help="Display name of the tuned model.")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; unset lets the service choose.")] = None,
@@ -69,19 +78,18 @@ def tune(
     row = method_row(method)
     with client(context) as api:
         data = upload(context, api, training, validation, map_file=map_file, yes=yes, kms_key=kms_key)
-        numbers = {
-            "epochCount": epochs,
+        given = (epochs, learning_rate_multiplier, learning_rate, batch_size, beta)
+        numbers: dict[str, Any] = {
             "adapterSize": adapter_size_name(adapter_size),
-            "learningRateMultiplier": learning_rate_multiplier,
-            "learningRate": learning_rate,
-            "batchSize": batch_size,
-            "beta": beta,
+            **dict(zip(NUMBERS, given, strict=True)),
         }
+        numbers |= answering(temperature, candidates, sft_loss_weight)
         spec = {
-            "trainingDatasetUri": data.training,
+            dataset_key(row): data.training,
             "validationDatasetUri": data.validation,
             "tuningMode": tuning_mode_name(tuning_mode) if tuning_mode != "adapter" else None,
             "exportLastCheckpointOnly": last_checkpoint_only,
+            **teacher_of(api, teacher),
             "hyperParameters": {key: value for key, value in numbers.items() if value is not None},
         }
         body = {
@@ -114,6 +122,20 @@ def source(api: Client, model: str, tuned_model: str, checkpoint: str) -> dict[s
         return {"baseModel": model}
     source = {"tunedModelName": resource(api, "models", tuned_model), "checkpointId": checkpoint}
     return {"preTunedModel": {key: value for key, value in source.items() if value}}
+
+
+def teacher_of(api: Client, teacher: str) -> dict[str, str]:
+    """The field of the teacher: a resource name or a bare number is that of a tuned model."""
+    if teacher.isdigit() or (teacher.startswith("projects/") and "/publishers/" not in teacher):
+        return {"tunedTeacherModelSource": resource(api, "models", teacher)}
+    return {"baseTeacherModel": teacher} if teacher else {}
+
+
+def answering(temperature: float | None, candidates: int | None, weight: float | None) -> dict[str, Any]:
+    """The hyper-parameters of a distillation."""
+    values = {"temperature": temperature, "candidateCount": candidates}
+    config = {name: value for name, value in values.items() if value is not None}
+    return {"generationConfig": config or None, "sftLossWeightMultiplier": weight}
 
 
 def adapter_size_name(rank: int | None) -> str | None:
@@ -265,7 +287,7 @@ def show(job: dict[str, Any], as_json: bool) -> None:
         "State": progress.read(job).phase,
         "Base model": job.get("baseModel", ""),
         "Tuned model name": job.get("tunedModelDisplayName", ""),
-        "Training data": spec.get("trainingDatasetUri", ""),
+        "Training data": dataset_of(spec),
         "Validation data": spec.get("validationDatasetUri", ""),
         "Parameters": ", ".join(
             f"{key} {value}" for key, value in chosen.items() if not isinstance(value, (dict, list))

@@ -51,13 +51,13 @@ class BaseShape:
     def peak_bytes(self, rows: int = STEP_ROWS) -> int:
         """Peak memory: weights and their merged copy in 2 bytes each, the activations of one packed batch for its
         backward pass, and the runtime. A quantised base has no merged copy."""
-        weights = self._weight_bytes if self.quantisation else 2 * self._weight_bytes
+        weights = self.weight_bytes if self.quantisation else 2 * self.weight_bytes
         return weights + rows * self.layers * self._row_bytes + RUNTIME_BYTES
 
     @property
     def least_bytes(self) -> int:
         """Least memory of a run: weights, small batches with one tensor kept per layer, a small runtime."""
-        return self._weight_bytes + self._least_step_bytes + LEAST_RUNTIME_BYTES
+        return self.weight_bytes + self._least_step_bytes + LEAST_RUNTIME_BYTES
 
     def full_peak_bytes(self, rows: int = STEP_ROWS) -> int:
         """Peak memory of a run that tunes all weights."""
@@ -78,7 +78,7 @@ class BaseShape:
         return LEAST_ROWS * (self.layers * 6 * self.width + 3 * self._row_bytes)
 
     @property
-    def _weight_bytes(self) -> int:
+    def weight_bytes(self) -> int:
         each = PACKED_BYTES[self.quantisation] if self.quantisation else 2
         return int(each * (self.parameters - self.embeddings)) + 2 * self.embeddings
 

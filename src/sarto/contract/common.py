@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sarto.contract.places import FileName
 
-DataFormat = Literal["auto", "translation", "preference"]
+DataFormat = Literal["auto", "translation", "preference", "prompts"]
 """The names in `READERS`, `conversations/examples.py`."""
 
 
@@ -114,6 +114,29 @@ class JudgeModel(Record):
     base: BaseWeights
     adapter_folder: FileName = ""
     adapter_digest: str = ""
+
+
+class Teaching(Record):
+    """The teacher of a distillation, how it answers, and what its student learns."""
+
+    teacher: str
+    """The user's name for it."""
+    model: JudgeModel | None = None
+    """None if it is elsewhere: then the service calls it by its name."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """A GenerationConfig in the API's form, for one answer."""
+    candidates: int = 1
+    """Answers to each prompt."""
+    level: Literal["sequence", "token"] = "sequence"
+    """Its answers only, or also its distribution over each token of them."""
+    level_reason: str = ""
+    loss_weight: float = 1.0
+    """Weight of the cross-entropy beside the divergence, at token level."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy."""
+        return float(self.generation.get("temperature", 0.0))
 
 
 class EvaluationPlan(Record):

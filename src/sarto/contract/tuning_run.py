@@ -20,6 +20,7 @@ from sarto.contract.common import (
     Instructions,
     ParityCertificate,
     Record,
+    Teaching,
     TuningParameters,
 )
 from sarto.contract.places import FileName
@@ -76,13 +77,16 @@ class RunSpec(Record):
     """The tuned model will be served in int8, and is compared and evaluated in int8."""
     low_memory: bool = False
     evaluation: EvaluationPlan | None = None
+    teaching: Teaching | None = None
+    """Of a distillation: the rows of its datasets are prompts, which the teacher answers first."""
     past_runs: list[PastRun] = Field(default_factory=list)
     """Runs of the same project, newest first."""
     stop_early: bool = False
     """Stop when validation loss turns; otherwise a run only reports the advice."""
 
     def files(self) -> Files:
-        judges = self.evaluation.judges.values() if self.evaluation else []
+        judges = [*(self.evaluation.judges.values() if self.evaluation else ())]
+        judges += [self.teaching.model] if self.teaching and self.teaching.model else []
         datasets = [self.training_dataset, *([self.validation_dataset] if self.validation_dataset else [])]
         read = [self.base.folder, self.base_source, self.parent_adapter or "", *(each.path for each in datasets)]
         read += [path for judge in judges for path in (judge.base.folder, judge.adapter_folder)]
@@ -128,6 +132,8 @@ class DataStats(Record):
     """The first pairs in the same form: contents, and completions with their scores."""
     scores: Distribution | None = None
     """Scores of the completions of pairs; None for rows without scores."""
+    is_prompts: bool = False
+    """The rows are prompts; `output_tokens` are those of earlier replies, which are zero."""
     step_count: int
     """Optimiser steps of the whole job."""
 
@@ -147,6 +153,14 @@ class ChosenParameters(Record):
     threads: int
     beta: float | None = None
     """Of a method that learns from pairs."""
+    teacher: str | None = None
+    """Of a distillation, as the values after it."""
+    distillation_level: Literal["sequence", "token"] | None = None
+    candidate_count: int | None = None
+    teacher_temperature: float | None = None
+    """0 is greedy."""
+    sft_loss_weight_multiplier: float | None = None
+    """Weight of the cross-entropy beside the divergence, at token level."""
     reasons: dict[str, str]
     details: dict[str, Any] = Field(default_factory=dict)
 
@@ -160,6 +174,8 @@ class StepMetrics(Record):
     accuracy: float
     """Share of supervised tokens predicted right under teacher forcing, or of pairs whose preferred completion has the
     higher reward."""
+    kl: float | None = None
+    """Mean divergence of the student from the teacher in nats, in distillation at token level."""
     margin: float | None = None
     """Mean over pairs of the reward of the preferred completion less that of the other one."""
     chosen_logp: float | None = None
@@ -185,6 +201,7 @@ class EvalMetrics(Record):
     epoch: int
     loss: float
     accuracy: float
+    kl: float | None = None
     margin: float | None = None
     chosen_logp: float | None = None
     rejected_logp: float | None = None
@@ -196,24 +213,25 @@ class Series:
     """The time series of a method: name → field."""
 
     steps: dict[str, str]
-    """Fields of StepMetrics."""
+    """Fields of StepMetrics; one that is None has no value in this run."""
     evaluations: dict[str, str]
     """Fields of EvalMetrics."""
 
 
+_SUPERVISED = Series(
+    steps={
+        "/train_total_loss": "loss",
+        "/train_fraction_of_correct_next_step_preds": "accuracy",
+        "/train_num_predictions": "supervised_tokens",
+    },
+    evaluations={
+        "/eval_total_loss": "loss",
+        "/eval_fraction_of_correct_next_step_preds": "accuracy",
+        "/eval_num_predictions": "supervised_tokens",
+    },
+)
 SERIES: dict[str, Series] = {
-    "supervised": Series(
-        steps={
-            "/train_total_loss": "loss",
-            "/train_fraction_of_correct_next_step_preds": "accuracy",
-            "/train_num_predictions": "supervised_tokens",
-        },
-        evaluations={
-            "/eval_total_loss": "loss",
-            "/eval_fraction_of_correct_next_step_preds": "accuracy",
-            "/eval_num_predictions": "supervised_tokens",
-        },
-    ),
+    "supervised": _SUPERVISED,
     "preference": Series(
         steps={
             "/preference_optimization_train_loss": "loss",
@@ -229,6 +247,10 @@ SERIES: dict[str, Series] = {
             "/eval_chosen_log_probability": "chosen_logp",
             "/eval_rejected_log_probability": "rejected_logp",
         },
+    ),
+    "distillation": Series(
+        steps=_SUPERVISED.steps | {"/train_kl_loss": "kl"},
+        evaluations=_SUPERVISED.evaluations | {"/eval_kl_loss": "kl"},
     ),
 }
 """The time series of each method, by its name. New methods come last, because the order decides the ids of an

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import orjson
 
@@ -34,6 +34,8 @@ from sarto.storage.encryption import envelope
 
 class DatasetCheck(Message):
     """`row` is the 1-based line that `showExample` shows."""
+
+    SPELLINGS: ClassVar[dict[str, str]] = {"prompt_dataset_uri": "training_dataset_uri"}
 
     base_model: Text = ""
     training_dataset_uri: Text = ""

@@ -17,7 +17,7 @@ from pathlib import Path
 import orjson
 import sqlalchemy as sa
 
-from sarto.contract.run_folder import CHECKPOINTS_FOLDER, DATA_FOLDER, EVALUATION_FOLDER, RESUME_FOLDER
+from sarto.contract.run_folder import CHECKPOINTS_FOLDER, DATA_FOLDER, EVALUATION_FOLDER, LABELLED_FOLDER, RESUME_FOLDER
 from sarto.control.aip import times
 from sarto.control.audit import chain
 from sarto.control.context import Control
@@ -136,7 +136,7 @@ def _of_ended(control: Control, folder: Path, seconds: float) -> Iterator[Path]:
         return
     resume = folder / RESUME_FOLDER
     if resume.is_dir():
-        yield from (path for path in resume.iterdir() if path.name != EVALUATION_FOLDER)
+        yield from (path for path in resume.iterdir() if path.name not in (EVALUATION_FOLDER, LABELLED_FOLDER))
     yield from (path / CHECKPOINTS_FOLDER for path in folder.iterdir() if (path / CHECKPOINTS_FOLDER).is_dir())
 
 

@@ -41,7 +41,7 @@ __all__ = [
     "translation_prompt",
 ]  # fmt: skip
 
-DataFormat = Literal["auto", "translation", "preference"]
+DataFormat = Literal["auto", "translation", "preference", "prompts"]
 BOM = b"\xef\xbb\xbf"
 OTHER_FILES = {
     b"\x1f\x8b": "a gzip file",
@@ -60,6 +60,8 @@ Prompt = tuple[list[Turn], list[str], tuple[dict[str, Any], ...]]
 ScoredPair = tuple[tuple[Turn, str], tuple[Turn, str]]
 """The preferred reply with its path, and the other one."""
 PAIRS = (("input_text", "output_text"), ("prompt", "completion"))
+WITH_REPLY = " with a reply"
+"""Ends the format of a prompt whose row has a reply too."""
 KNOWN_FORMATS = '"contents", "messages", "input_text" with "output_text", or "prompt" with "completion"'
 
 
@@ -78,8 +80,8 @@ class Example:
 
 
 def parse_line(raw: bytes, line: int, *, data_format: DataFormat = "auto") -> Example:
-    """The first example of a row, for evaluation and reports. It ends with a model turn that has text or a call. Raises
-    RowFault."""
+    """The first example of a row, for evaluation and reports. It ends with a model turn that has text or a call, except
+    for prompts. Raises RowFault."""
     return parse_examples(raw, line, data_format=data_format)[0]
 
 
@@ -147,10 +149,34 @@ def _read_pair_of_replies(raw: bytes, line: int) -> tuple[Example, Example]:
     )
 
 
+def _read_prompt(raw: bytes, line: int) -> tuple[Example]:
+    """A conversation that waits for the model; a reply at its end is left out."""
+    try:
+        row = read_row(raw, line)
+        kind, tools = "contents", tuple[dict[str, Any], ...]()
+        if "contents" in row and "completions" not in row:
+            turns, paths, tools = read_contents_row(row)
+        elif "messages" in row:
+            turns, paths, tools = read_messages_row(row)
+            kind = "messages"
+        elif (name := next((pair[0] for pair in PAIRS if set(row) == {pair[0]}), None)) is not None:
+            turns, paths, kind = [Turn("user", _given_text(row, name))], [name], name
+        else:
+            turns, paths, kind = _read_pair(row)
+        check_turns(turns, paths)
+        if turns[-1].role == "model":
+            turns, kind = turns[:-1], kind + WITH_REPLY
+    except RowFault as fault:
+        fault.line = line
+        raise
+    return (Example(tuple(turns), tools, line, kind),)
+
+
 READERS: dict[DataFormat, Callable[[bytes, int], tuple[Example, ...]]] = {
     "auto": _read_reply,
     "translation": partial(_read_reply, is_translation=True),
     "preference": _read_pair_of_replies,
+    "prompts": _read_prompt,
 }
 """The parser of a row's examples, by the form of the data; each form returns the same number for every row."""
 
@@ -250,15 +276,19 @@ def _read_pair(row: dict[str, Any]) -> tuple[list[Turn], list[str], str]:
         for key in row:
             if key not in (source, target) and row[key] is not None:
                 raise RowFault(key, "an unknown field", f"only {source} and {target}", f'remove "{key}"')
-        for key in (source, target):
-            text = row.get(key)
-            if not isinstance(text, str) or not text.strip():
-                seen = "no text" if isinstance(text, str) else describe(text)
-                raise RowFault(key, seen, "text", "fill it in or drop the row")
-        return [Turn("user", row[source]), Turn("model", row[target])], [source, target], source
+        texts = [_given_text(row, key) for key in (source, target)]
+        return [Turn("user", texts[0]), Turn("model", texts[1])], [source, target], source
     if ROW_KEYS.intersection(row):
         raise RowFault("contents", "no contents", "a list of turns", "write the turns of the conversation")
     raise RowFault("", describe(row), KNOWN_FORMATS, "use one of these formats")
+
+
+def _given_text(row: dict[str, Any], key: str) -> str:
+    text = row.get(key)
+    if not isinstance(text, str) or not text.strip():
+        seen = "no text" if isinstance(text, str) else describe(text)
+        raise RowFault(key, seen, "text", "fill it in or drop the row")
+    return text
 
 
 def _translation(row: dict[str, Any], turns: list[Turn]) -> list[Turn]:

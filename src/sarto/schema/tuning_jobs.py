@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
+from sarto.schema.distillation import DistillationDataStats, DistillationHyperParameters, DistillationSpec
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.generation import Content
 from sarto.schema.tuning_values import RANKS as RANKS
@@ -90,6 +91,8 @@ class SupervisedTuningSpec(Message):
         "validation_dataset": "validation_dataset_uri",
         "hyperparameters": "hyper_parameters",
     }
+    dataset_field: ClassVar[str] = "training_dataset_uri"
+    """The field of the data to learn from."""
 
     training_dataset_uri: Text = ""
     validation_dataset_uri: Text = ""
@@ -97,6 +100,11 @@ class SupervisedTuningSpec(Message):
     export_last_checkpoint_only: Boolean | None = None
     evaluation_config: EvaluationConfig | None = None
     tuning_mode: TuningMode | None = None
+
+    @property
+    def dataset_uri(self) -> str:
+        """The data to learn from."""
+        return self.training_dataset_uri
 
     @property
     def parameters(self) -> SupervisedHyperParameters:
@@ -117,6 +125,7 @@ class PreferenceOptimizationHyperParameters(Message):
 class PreferenceOptimizationSpec(Message):
     SPELLINGS: ClassVar[dict[str, str]] = SupervisedTuningSpec.SPELLINGS
     tuning_mode: ClassVar[None] = None
+    dataset_field: ClassVar[str] = "training_dataset_uri"
 
     training_dataset_uri: Text = ""
     validation_dataset_uri: Text = ""
@@ -125,18 +134,23 @@ class PreferenceOptimizationSpec(Message):
     evaluation_config: EvaluationConfig | None = None
 
     @property
+    def dataset_uri(self) -> str:
+        """The data to learn from."""
+        return self.training_dataset_uri
+
+    @property
     def parameters(self) -> PreferenceOptimizationHyperParameters:
         """The hyper-parameters; those of an empty message where the spec has none."""
         return self.hyper_parameters or PreferenceOptimizationHyperParameters()
 
 
-TuningSpec = SupervisedTuningSpec | PreferenceOptimizationSpec
+TuningSpec = SupervisedTuningSpec | PreferenceOptimizationSpec | DistillationSpec
 """The spec of any method. A spec without one of these fields declares it as a ClassVar that is None."""
-HyperParameters = SupervisedHyperParameters | PreferenceOptimizationHyperParameters
+HyperParameters = SupervisedHyperParameters | PreferenceOptimizationHyperParameters | DistillationHyperParameters
 """The hyper-parameters of any method, in the same way."""
 
 
-DataFormat = Literal["auto", "translation", "preference"]
+DataFormat = Literal["auto", "translation", "preference", "prompts"]
 """The names in `conversations/examples.py`."""
 
 
@@ -146,7 +160,7 @@ class SpecRow:
 
     method: str
     """Its name in a run's spec."""
-    message: type[SupervisedTuningSpec] | type[PreferenceOptimizationSpec]
+    message: type[SupervisedTuningSpec] | type[PreferenceOptimizationSpec] | type[DistillationSpec]
     field: str
     """The field of TuningJob that holds its spec."""
     data_stats: str
@@ -209,13 +223,33 @@ SPECS: dict[str, SpecRow] = {
         rate_share=0.1,
         warmup_fraction=0.1,
     ),
+    "distillation": SpecRow(
+        method="distillation",
+        message=DistillationSpec,
+        field="distillation_spec",
+        data_stats="distillation_data_stats",
+        data_format="prompts",
+        tune_type="distillation",
+        client_name="DISTILLATION",
+    ),
 }
 """The table of specs: a line for each implemented method, by its name."""
+
+
+def dataset_key(row: SpecRow) -> str:
+    """The field of the data to learn from, in JSON."""
+    return to_camel(row.message().dataset_field)
 
 
 def spec_row(resource: dict[str, Any]) -> SpecRow | None:
     """The method of a job's JSON; None for a job without an implemented spec, and for any other resource."""
     return next((row for row in SPECS.values() if row.key in resource), None)
+
+
+def dataset_of(spec: dict[str, Any]) -> str:
+    """The URI of the data to learn from, in a spec's JSON; empty if there is none."""
+    uri: str = spec.get("promptDatasetUri") or spec.get("trainingDatasetUri") or ""
+    return uri
 
 
 def spec_of(resource: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +323,7 @@ class PreferenceOptimizationDataStats(Message):
 
 class TuningDataStats(Message):
     supervised_tuning_data_stats: SupervisedTuningDataStats | None = None
-    distillation_data_stats: Struct | None = None
+    distillation_data_stats: DistillationDataStats | None = None
     preference_optimization_data_stats: PreferenceOptimizationDataStats | None = None
     reinforcement_tuning_data_stats: Struct | None = None
 
@@ -372,7 +406,7 @@ class TuningJob(Message):
     pipeline_job: Text = ""
     supervised_tuning_spec: SupervisedTuningSpec | None = None
     preference_optimization_spec: PreferenceOptimizationSpec | None = None
-    distillation_spec: Struct | None = None
+    distillation_spec: DistillationSpec | None = None
     reinforcement_tuning_spec: Struct | None = None
     partner_model_tuning_spec: Struct | None = None
     veo_tuning_spec: Struct | None = None

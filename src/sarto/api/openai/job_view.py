@@ -10,7 +10,7 @@ from sarto.control.aip import times
 from sarto.control.experiments.fine_tuning import MadeJob
 from sarto.control.models.tuned_names import name_of
 from sarto.errors import InvalidArgument
-from sarto.schema.tuning_jobs import FINAL_STATES, JobState, spec_of, spec_row
+from sarto.schema.tuning_jobs import FINAL_STATES, JobState, dataset_of, spec_of, spec_row
 
 PREFIX = "ftjob-"
 STATUSES = {
@@ -42,7 +42,7 @@ def job_json(job: MadeJob, bucket: str) -> Job:
         "fine_tuned_model": fine_tuned_model(job),
         "organization_id": job.project.id,
         "status": status(resource),
-        "training_file": stored_files.id_of_uri(spec.get("trainingDatasetUri", ""), bucket),
+        "training_file": stored_files.id_of_uri(dataset_of(spec), bucket),
         "validation_file": stored_files.id_of_uri(spec.get("validationDatasetUri", ""), bucket) or None,
         "result_files": [result_files.id_of(job)] if result_files.has_result(job) else [],
         "trained_tokens": _trained_tokens(resource, stats) if result_files.has_result(job) else None,
@@ -128,6 +128,6 @@ def _error(resource: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     if error.get("code") != InvalidArgument.code:
         return {"code": "server_error" if error.get("code") == 13 else "job_failed", "message": message, "param": None}
     name = spec.get("validationDatasetUri", "").rpartition("/")[2]
-    is_validation = bool(name) and message.startswith(name) and not spec["trainingDatasetUri"].endswith(f"/{name}")
+    is_validation = bool(name) and message.startswith(name) and not dataset_of(spec).endswith(f"/{name}")
     code = "invalid_n_examples" if any(words in message for words in TOO_FEW) else "invalid_file_format"
     return {"code": code, "message": message, "param": "validation_file" if is_validation else "training_file"}

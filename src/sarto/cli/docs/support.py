@@ -99,6 +99,18 @@ NOTES: dict[str, str] = {
     "preference_optimization_spec.hyper_parameters.beta": "From 0 to 10; 0.1 when it is absent. Smaller lets the model"
     " move further from the one it began as; with 0 nothing is learned, and the data report says so.",
     "preference_optimization_spec.hyper_parameters.adapter_size": "As for supervised tuning.",
+    "distillation_spec": "See [data.md](data.md#distillation).",
+    "distillation_spec.prompt_dataset_uri": "`gs://BUCKET/FILE.jsonl` of prompts, text only.",
+    "distillation_spec.training_dataset_uri": "Deprecated: `promptDatasetUri`.",
+    "distillation_spec.student_model": "Deprecated: the job's `baseModel`.",
+    "distillation_spec.pipeline_root_directory": "Deprecated: the folder of the labelled data, without an `outputUri`.",
+    "distillation_spec.base_teacher_model": "A base model of this server, or a configured model elsewhere.",
+    "distillation_spec.tuned_teacher_model_source": "A tuned model or an endpoint of this server.",
+    "distillation_spec.hyper_parameters.generation_config": "`temperature`, `topP`, `topK`, `candidateCount` and"
+    " `thinkingConfig`; others are refused.",
+    "distillation_spec.hyper_parameters.sft_loss_weight_multiplier": "From 0 to 1,000; asks for token level.",
+    "distillation_spec.hyper_parameters.learning_rate": "As for supervised tuning, and so are the others.",
+    "distillation_spec.tuning_mode": "As for supervised tuning; all weights learn from answers alone.",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sarto.control.access import run_identity
 from sarto.control.access.principal import Principal
 from sarto.control.context import Control
-from sarto.schema.tuning_jobs import spec_of
+from sarto.schema.tuning_jobs import dataset_of, spec_of
 
 SEALED_WORDS = "The rest may quote the data and is encrypted with the job's files."
 WORDS = "The rest may quote the data and is shown only to callers who may read it."
@@ -121,7 +121,7 @@ def check_reads_data(control: Control, principal: Principal, project: str, resou
 def data_of(resource: dict[str, Any]) -> Iterator[str]:
     """The URIs of a job's datasets, of a batch prediction's input, or of an operation's data."""
     spec = spec_of(resource)
-    yield from filter(None, (spec.get("trainingDatasetUri"), spec.get("validationDatasetUri")))
+    yield from filter(None, (dataset_of(spec), spec.get("validationDatasetUri")))
     for source in (resource.get("inputConfig", {}), resource.get("metadata", {}).get("dataset", {})):
         yield from source.get("gcsSource", {}).get("uris", ())
 

@@ -197,10 +197,12 @@ def _touched(job: TuningJob) -> Iterator[tuple[str, str]]:
     """Each URI that the run reads or writes, with the permission for it."""
     spec = job.tuning_spec
     if spec is not None:
-        yield spec.training_dataset_uri, READ
+        yield spec.dataset_uri, READ
         yield spec.validation_dataset_uri, READ
     yield job.custom_base_model, READ
     yield job.output_uri, WRITE
+    if job.distillation_spec is not None:
+        yield job.distillation_spec.pipeline_root_directory, WRITE
     if prefix := evaluation_prefix(job):
         yield prefix, WRITE
 

@@ -15,7 +15,7 @@ from sarto.control import operations
 from sarto.control.access import authorization, run_identity
 from sarto.control.access.principal import Principal
 from sarto.control.context import Control
-from sarto.control.jobs import dataset_check, evaluation_config
+from sarto.control.jobs import dataset_check, other_models
 from sarto.control.models import resolution
 from sarto.control.models.resolution import ResolvedModel
 from sarto.control.operations import OperationRun
@@ -78,7 +78,7 @@ def evaluate(
         faults = [fault for fault in faults if fault.field != ".metrics"]
     if len(request.models) > MOST_MODELS or len(set(request.models)) < len(request.models):
         faults.append(FieldViolation("models", f"Name at most {MOST_MODELS} models, each once."))
-    wrong, judges = evaluation_config.check(control, principal, project, config, "", True)
+    wrong, judges = other_models.check_evaluation(control, principal, project, config, "", True)
     tenant = resolution.tenant_of(principal, project)
     targets = {name: _judge(control, *judge, tenant) for name, judge in judges.items()}
     for index, name in enumerate(request.models):

@@ -13,7 +13,15 @@ from sqlalchemy.engine import Connection
 
 from sarto.contract.export_run import ExportResult, ExportSpec
 from sarto.contract.places import Places
-from sarto.contract.run_folder import DATA_FOLDER, EXPORT_FOLDER, HELD_OUT_FILE, WORKSPACE, in_workspace
+from sarto.contract.run_folder import (
+    DATA_FOLDER,
+    EXPORT_FOLDER,
+    HELD_OUT_FILE,
+    LABELLED_FOLDER,
+    RESUME_FOLDER,
+    WORKSPACE,
+    in_workspace,
+)
 from sarto.control.access import run_identity
 from sarto.control.context import Control
 from sarto.control.executors.executor import RunTransport
@@ -69,8 +77,12 @@ class ExportWork:
         entry = control.catalog.find(run.base_model)
         if not base.hub:  # a fully tuned model
             base = base.model_copy(update={"hub": entry.weights.hub})
-        uri = self._hold_out(run, folder / HELD_OUT_FILE)
         spec, row, metadata = job.tuning_spec, job.spec_row, job.tuning_job_metadata
+        data_format = row.format_for(entry.rules.kind) if row else "auto"
+        part = DATA_FOLDER
+        if data_format == "prompts":  # the rows that its teacher labelled
+            data_format, part = "auto", f"{RESUME_FOLDER}/{LABELLED_FOLDER}"
+        uri = self._hold_out(run, part, folder / HELD_OUT_FILE)
         effective = metadata.effective_parameters if metadata else None
         return ExportSpec(
             model=run.model,
@@ -83,13 +95,13 @@ class ExportWork:
             folder=WORKSPACE,
             held_out=in_workspace(HELD_OUT_FILE),
             held_out_uri=uri,
-            data_format=row.format_for(entry.rules.kind) if row and uri != SHIPPED else "auto",
+            data_format="auto" if uri == SHIPPED else data_format,
             license=entry.weights.license,
             card={
                 "Tuning job": job.name,
                 "Tuned from": run.base_model,
                 "Checkpoint": f"{run.checkpoint}, after step {run.step}",
-                "Training data": spec.training_dataset_uri if spec else "",
+                "Training data": spec.dataset_uri if spec else "",
                 "Training data, sha256": self._pinned(run.job, "training").get("digest", ""),
                 "Hyperparameters": {"rank": run.rank} if effective is None else effective,
                 "Validation": run.origin.evaluation,
@@ -99,10 +111,10 @@ class ExportWork:
             instructions=control.instructions(base.folder),
         )
 
-    def _hold_out(self, run: ExportRun, target: Path) -> str:
+    def _hold_out(self, run: ExportRun, part: str, target: Path) -> str:
         """A few rows of the job's validation data, else of its training data, else of ours; and the name of the
-        source."""
-        data = self._control.job_folder(run.job) / DATA_FOLDER
+        source. `part`: the folder of the data in that of the job."""
+        data = self._control.job_folder(run.job) / part
         for name in ("validation", "training"):
             record, source = self._pinned(run.job, name), data / f"{name}.jsonl"
             if record and source.exists():

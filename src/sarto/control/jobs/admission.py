@@ -40,19 +40,26 @@ def unfit(plan: JobPlan, largest: int) -> str:
 
 
 def _needs(control: Control, plan: JobPlan, low_memory: bool) -> tuple[int, int]:
-    """Bytes that a run takes, and the least with which it works; 0 if the base's shape is unknown."""
+    """Bytes that a run takes, and the least with which it works; 0 if the base's shape is unknown. The weights of a
+    teacher on another base count, since a run may have both in memory."""
+    taught = 0
     try:
         base = control.base(plan.weights)
         folder = Path(base.folder)
         shape = BaseShape.load(folder, base.quantisation)
+        if plan.teacher is not None and plan.teacher[0] != plan.weights:
+            teacher = control.base(plan.teacher[0])
+            taught = BaseShape.load(teacher.folder, teacher.quantisation).weight_bytes
     except (FailedPrecondition, OSError, ValueError, KeyError, TypeError):
         return 0, 0  # a base of the user's own is made when its first run begins
     if plan.is_full:
         least = shape.full_least_bytes
-        return (max(least, shape.full_peak_bytes() // 2) if low_memory else shape.full_peak_bytes()), least
+        needed = max(least, shape.full_peak_bytes() // 2) if low_memory else shape.full_peak_bytes()
+        return needed + taught, least + taught
     trained = STATES_PER_WEIGHT * base_shape.adapter_bytes(folder, plan.rank)
     least = shape.least_bytes + trained
-    return (max(least, shape.peak_bytes() // 2) if low_memory else shape.peak_bytes() + trained), least
+    needed = max(least, shape.peak_bytes() // 2) if low_memory else shape.peak_bytes() + trained
+    return needed + taught, least + taught
 
 
 def giga(size: int) -> str:

@@ -17,6 +17,7 @@ QUANTISATIONS = ("int8", "nf4")
 """Quantisations of the base of a job and its model."""
 STOP_EARLY_LABEL, LOW_MEMORY_LABEL = "sarto-stop-early", "sarto-low-memory"
 QUANTISATION_LABEL = "sarto-quantisation"
+LEVEL_LABEL, LEVELS = "sarto-distillation", ("sequence", "token")
 BEST_LABEL, BEST = "sarto-default-checkpoint", "best"
 
 
@@ -28,6 +29,8 @@ class Switches:
     low_memory: bool = False
     quantisation: str = ""
     """Empty leaves the base as it is."""
+    distillation_level: str = ""
+    """Empty lets the service choose."""
     best_is_default: bool = False
     """The best checkpoint, not the last one, becomes the model's default."""
 
@@ -38,6 +41,7 @@ class Switches:
             stop_early=labels.get(STOP_EARLY_LABEL) == "true",
             low_memory=labels.get(LOW_MEMORY_LABEL) == "true",
             quantisation=labels.get(QUANTISATION_LABEL, ""),
+            distillation_level=labels.get(LEVEL_LABEL, ""),
             best_is_default=labels.get(BEST_LABEL) == BEST,
         )
 
@@ -59,6 +63,9 @@ def check(job: TuningJob, source: SourceModel | None, faults: Violations) -> Non
                 faults.add(where, "Stopping early needs validation data; name a validationDatasetUri.")
         elif key == QUANTISATION_LABEL:
             _check_quantisation(value, source, where, faults)
+        elif key == LEVEL_LABEL:
+            if job.distillation_spec is None or value not in LEVELS:
+                faults.add(where, f'The label "{key}" is {" or ".join(LEVELS)}, in a job with a distillationSpec.')
         elif key == BEST_LABEL and value == BEST:
             continue
         elif key.startswith(OUR_LABELS) and source and (key, value) != (BASE_LABEL, base_label(source)):

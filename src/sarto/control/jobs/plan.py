@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-Judges = dict[str, tuple[str, str, str]]
-"""By name: base weights, folder (relative to the home) and digest of the adapter."""
+Judge = tuple[str, str, str]
+"""A model of this server: base weights, folder (relative to the home) and digest of the adapter."""
+Judges = dict[str, Judge]
+"""By name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class JobPlan:
     """Id of the model that gets a new version; empty creates a new model."""
     judges: Judges = field(default_factory=dict)
     """Judges by their names in the evaluationConfig."""
+    teacher: Judge | None = None
+    """The teacher of a distillation, if it is a model of this server."""
     memory_bytes: int = 0
     """Estimated memory of its run; 0 if unknown: then it has a server to itself."""
     least_memory_bytes: int = 0

@@ -14,6 +14,7 @@ from sarto.control.jobs import tuning_jobs
 from sarto.control.models.resolution import find_version
 from sarto.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from sarto.names import LocationName, ResourceName, parse_resource
+from sarto.schema.distillation import DistillationSpec
 from sarto.schema.tuning_jobs import RebaseTunedModelRequest, TuningJob, TuningSpec
 from sarto.storage.database.tables import tuning_job
 
@@ -102,6 +103,8 @@ def _spec(control: Control, project: str, overrides: TuningJob, source: TuningJo
         raise FailedPrecondition("The earlier job has no tuning spec to run again.")
     if overrides.tuning_spec is None:
         _check_data(control, project, source)
+    if isinstance(spec, DistillationSpec) and overrides.tuning_spec is None:
+        spec = spec.model_copy(update={"student_model": ""})  # the base model of the earlier job
     parameters = spec.hyper_parameters
     if overrides.tuning_spec is None and overrides.base_model and parameters and parameters.adapter_size:
         entry = control.catalog.find(overrides.base_model)

@@ -9,7 +9,7 @@ from sarto.control.access import authorization
 from sarto.control.access.principal import Principal
 from sarto.control.context import QUANTISED, Control
 from sarto.control.jobs.violations import ROOT, Violations
-from sarto.control.models import resolution
+from sarto.control.models import custom_bases, resolution
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from sarto.names import LocationName, parse_resource
 from sarto.schema.tuning_jobs import PreTunedModel, TuningJob
@@ -83,3 +83,20 @@ def _tuned_source(control: Control, principal: Principal, parent: LocationName, 
         )
     entry = control.catalog.find(tuned.base_model, f"{path}.tuned_model_name")
     return SourceModel(entry, tuned.rank, tuned.base_model, tuned)
+
+
+def weights_of(control: Control, project: str, job: TuningJob, source: SourceModel | None, faults: Violations) -> str:
+    """The id of the weights to tune: the source's, or those of the custom base's folder."""
+    if not job.custom_base_model or source is None:
+        return source.weights if source else ""
+    path = f"{ROOT}.custom_base_model"
+    if source.parent is not None:
+        faults.add(path, "A tuned model has its base already; name baseModel, or leave customBaseModel out.")
+    elif source.entry.rules.kind != "open":
+        faults.add(path, f"This is for open models, not for {source.base_model}.")
+    else:
+        try:
+            return custom_bases.find(control, project, job.custom_base_model, source.entry.weights, path).id
+        except InvalidArgument as error:
+            faults.wrong.extend(error.violations or [FieldViolation(path, error.message)])
+    return ""

@@ -17,9 +17,9 @@ from sarto.control.aip.labels import NAME_CHARACTERS
 from sarto.control.context import QUANTISED, Control
 from sarto.control.jobs import (
     dataset_check,
-    evaluation_config,
     hyper_parameters,
     label_switches,
+    other_models,
     source_model,
 )
 from sarto.control.jobs.plan import JobPlan, Judges
@@ -27,7 +27,7 @@ from sarto.control.jobs.plan import Wishes as Wishes
 from sarto.control.jobs.source_model import SourceModel
 from sarto.control.jobs.violations import EVALUATION, ROOT, Violations, spec_path
 from sarto.control.keys import key_use
-from sarto.control.models import custom_bases, model_bucket
+from sarto.control.models import model_bucket
 from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound
 from sarto.names import LocationName, parse_gs_uri
 from sarto.schema.evaluation import EvaluationConfig
@@ -37,7 +37,7 @@ from sarto.storage.buckets.store import StoredObject
 
 BUILT_SPECS = tuple(row.field for row in SPECS.values())
 UNBUILT_SPECS = tuple(name for name in TuningJob.ONEOFS["tuning_spec"] if name not in BUILT_SPECS)
-UNBUILT_METHODS = {"DISTILLATION": "distillation_spec", "REINFORCEMENT_TUNING": "reinforcement_tuning_spec"}
+UNBUILT_METHODS = {"REINFORCEMENT_TUNING": "reinforcement_tuning_spec"}
 METHODS = {row.client_name: row.field for row in SPECS.values()} | UNBUILT_METHODS
 """The field of each method by its name in Google's clients; with any other name they send a job without a spec."""
 OUTPUT_ONLY: dict[str, object] = {
@@ -73,8 +73,8 @@ def accept(
     """The job to store, its plan, and the versions of its datasets that were checked, without their rows if there are
     `wishes`. Raises InvalidArgument with all faults, Unimplemented with the fields, FailedPrecondition for a location
     where the model is not tuned."""
-    job = source_model.with_source(job.model_copy(update=OUTPUT_ONLY))
     faults = Violations()
+    job = source_model.with_source(other_models.with_student(job.model_copy(update=OUTPUT_ONLY), faults))
     source = source_model.find(control, principal, parent, job, faults)
     _check_words(job, faults)
     if not faults.wrong:
@@ -86,13 +86,14 @@ def accept(
     if source is not None:
         _check_location(control, parent, source)
         _check_output(control, project, job, source, faults)
-    weights = _check_custom_base(control, project, job, source, faults)
+    weights = source_model.weights_of(control, project, job, source, faults)
     if (form := label_switches.Switches.of(job.labels).quantisation) and QUANTISED not in weights:
         weights = f"{weights}{QUANTISED}{form}"
-    rank, data = 0, list[StoredObject]()
+    rank, teacher, data = 0, None, list[StoredObject]()
     if job.tuning_spec is not None:
         rank = hyper_parameters.check(job.tuning_spec, spec_path(job), source, faults)
         hyper_parameters.check_mode(control, job, source, kms_key, faults)
+        teacher = other_models.check_teacher(control, principal, job, weights, kms_key, faults)
         data = _check_datasets(control, principal, project, job, source, faults, kms_key, with_rows=wishes is None)
     faults.raise_if_any()
     assert source is not None
@@ -108,6 +109,7 @@ def accept(
         _plan(job, source, rank, weights),
         **vars(wishes or Wishes()),
         judges=judges,
+        teacher=teacher,
         kms_key=kms_key,
         may_replace=may_replace,
         may_replace_evaluation=not evaluation
@@ -174,7 +176,7 @@ def _with_evaluation(
         return job, {}
     faults.wrong.extend(config_faults(config, path))
     has_validation = bool(spec.validation_dataset_uri)
-    violations, judges = evaluation_config.check(control, principal, project, config, path, has_validation)
+    violations, judges = other_models.check_evaluation(control, principal, project, config, path, has_validation)
     faults.wrong.extend(violations)
     spec = spec.model_copy(update={"evaluation_config": config})
     return job.with_spec(spec).model_copy(update={"evaluation_config": None}), judges
@@ -206,25 +208,6 @@ def _check_output(control: Control, project: str, job: TuningJob, source: Source
         faults.add(path, f"{job.output_uri}: {error.message}")
 
 
-def _check_custom_base(
-    control: Control, project: str, job: TuningJob, source: SourceModel | None, faults: Violations
-) -> str:
-    """The id of the weights to tune: the source's, or those of the custom base's folder."""
-    if not job.custom_base_model or source is None:
-        return source.weights if source else ""
-    path = f"{ROOT}.custom_base_model"
-    if source.parent is not None:
-        faults.add(path, "A tuned model has its base already; name baseModel, or leave customBaseModel out.")
-    elif source.entry.rules.kind != "open":
-        faults.add(path, f"This is for open models, not for {source.base_model}.")
-    else:
-        try:
-            return custom_bases.find(control, project, job.custom_base_model, source.entry.weights, path).id
-        except InvalidArgument as error:
-            faults.wrong.extend(error.violations or [FieldViolation(path, error.message)])
-    return ""
-
-
 def _check_datasets(
     control: Control,
     principal: Principal,
@@ -242,10 +225,10 @@ def _check_datasets(
     spec, row, path = job.tuning_spec, job.spec_row, spec_path(job)
     assert spec is not None and row is not None
     data_format = row.format_for(source.entry.rules.kind if source else "")
-    if not spec.training_dataset_uri:
-        faults.add(f"{path}.training_dataset_uri", "Required field is not set.")
+    if not spec.dataset_uri:
+        faults.add(f"{path}.{spec.dataset_field}", "Required field is not set.")
     for name, uri in (
-        ("training_dataset_uri", spec.training_dataset_uri),
+        (spec.dataset_field, spec.dataset_uri),
         ("validation_dataset_uri", spec.validation_dataset_uri),
     ):
         if uri:

@@ -229,6 +229,8 @@ class Attempt:
                 gathered.add(workspace.redacted(progressed))
                 if progressed.phase == "TUNING":
                     prepared_by = math.inf
+                elif progressed.kind == "note" and most:  # such as a part of the answers of a teacher
+                    prepared_by = max(prepared_by, time.monotonic() + most)
             workspace.check()
             if code is not None or since_write >= WRITE_SECONDS:
                 since_write = 0.0

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
-from sarto.contract.run_folder import EVALUATION_FOLDER, EVALUATION_REPORT_FOLDER, REPORT_PAGE_FILE, RESUME_FOLDER
+from sarto.contract.run_folder import (
+    EVALUATION_FOLDER,
+    EVALUATION_REPORT_FOLDER,
+    LABELLED_FOLDER,
+    REPORT_PAGE_FILE,
+    RESUME_FOLDER,
+)
 from sarto.contract.tuning_run import Assessment, RunSpec
 from sarto.control.access import run_identity
 from sarto.control.context import AnyRow, Control
@@ -31,8 +37,10 @@ from sarto.storage.buckets.batch_write import StagedFiles, by_suffix
 
 
 def judging(control: Control, spec: RunSpec, run: RunTransport) -> AbstractContextManager[None]:
-    """Answer a run's requests to judges elsewhere within the block."""
-    names = spec.evaluation.outside_judges if spec.evaluation else ()
+    """Answer a run's requests to models elsewhere within the block: judges, and the teacher of a distillation."""
+    names = {*(spec.evaluation.outside_judges if spec.evaluation else ())}
+    if spec.teaching is not None and spec.teaching.model is None:
+        names.add(spec.teaching.teacher)
     return model_relay.answering(run, spec.run_folder, names, partial(external_judge.ask_one, control.judges))
 
 
@@ -87,6 +95,24 @@ def publish_report(control: Control, lease: Lease, folder_uri: str, workspace: W
             words = f"The evaluation report could not be stored at {folder_uri}: {fault.message}"
         now = control.database.now(connection)
         events.record(connection, row.project, row.id, lease.epoch, now, "evaluation", words)
+    files.collect_replaced()
+
+
+def publish_labelled(control: Control, lease: Lease, folder_uri: str, workspace: Workspace, may_replace: bool) -> None:
+    """Store the rows that a distillation's teacher labelled; a failure is an event."""
+    source = workspace.folder / RESUME_FOLDER / LABELLED_FOLDER
+    if not source.is_dir():
+        return
+    with (
+        storing(control, lease.project, source, folder_uri, workspace.key) as files,
+        control.database.transaction() as connection,
+    ):
+        row = leases.hold(connection, lease)
+        words = f"The labelled data is at {folder_uri}/training.jsonl, in the form of supervised tuning."
+        if fault := files.name(connection, may_replace):
+            words = f"The labelled data could not be stored at {folder_uri}: {fault.message}"
+        now = control.database.now(connection)
+        events.record(connection, row.project, row.id, lease.epoch, now, "note", words)
     files.collect_replaced()
 
 

@@ -88,8 +88,9 @@ class PendingProgress:
                 self.points[f"/eval_{name}", line.assessment.step] = (mean, line.time)
 
     def _metrics(self, series: dict[str, str], measured: StepMetrics | EvalMetrics, time: float) -> None:
-        for name, value in series.items():
-            self.points[name, measured.step] = (float(getattr(measured, value)), time)
+        for name, field_name in series.items():
+            if (value := getattr(measured, field_name)) is not None:
+                self.points[name, measured.step] = (float(value), time)
 
     def metadata(self, known: TuningJobMetadata | None) -> dict[str, Any] | None:
         """The job's present `tuningJobMetadata`."""
@@ -143,6 +144,8 @@ def data_stats(stats: DataStats) -> dict[str, Any]:
     """The API's statistics of a dataset; token counts are those of one pass over the data."""
     if stats.scores is not None:
         return _pair_stats(stats, stats.scores)
+    if stats.is_prompts:
+        return {"trainingDatasetStats": _prompt_stats(stats)}
     written: dict[str, Any] = {
         "tuningDatasetExampleCount": str(stats.example_count),
         "totalTuningCharacterCount": str(stats.character_count),
@@ -176,6 +179,22 @@ def _pair_stats(stats: DataStats, scores: Distribution) -> dict[str, Any]:
         },
         "userDatasetExamples": stats.sample_pairs,
     }  # fmt: skip
+    if stats.dropped_count:
+        written["droppedExampleIndices"] = [str(index) for index in stats.dropped_indices]
+        written["droppedExampleReasons"] = stats.dropped_reasons
+    return written
+
+
+def _prompt_stats(stats: DataStats) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "tuningDatasetExampleCount": str(stats.example_count),
+        "totalTuningCharacterCount": str(stats.character_count),
+        "totalBillableTokenCount": str(stats.token_count),
+        "tuningStepCount": str(stats.step_count),
+        "userInputTokenDistribution": _plain_distribution(stats.input_tokens),
+        "userMessagePerExampleDistribution": _plain_distribution(stats.messages),
+        "userDatasetExamples": stats.sample_contents,
+    }
     if stats.dropped_count:
         written["droppedExampleIndices"] = [str(index) for index in stats.dropped_indices]
         written["droppedExampleReasons"] = stats.dropped_reasons
@@ -229,7 +248,8 @@ def _about_parameters(chosen: ChosenParameters) -> str:
     return (
         f"Tuning takes {chosen.total_steps} steps: {chosen.epoch_count} epochs, batches of {chosen.batch_size}, "
         f"learning rate {chosen.learning_rate:g}, {trained}"
-        f"{'' if chosen.beta is None else f', beta {chosen.beta:g}'}."
+        f"{'' if chosen.beta is None else f', beta {chosen.beta:g}'}"
+        f"{f', at {chosen.distillation_level} level from {chosen.teacher}' if chosen.teacher else ''}."
     )
 
 

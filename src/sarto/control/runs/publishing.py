@@ -89,6 +89,12 @@ def settle(control: Control, lease: Lease, result: RunResult, workspace: Workspa
         evaluations.publish_report(
             control, lease, f"{uri.rpartition('checkpoints/')[0]}evaluation", workspace, may_replace
         )
+    if job.distillation_spec is not None:
+        root = job.distillation_spec.pipeline_root_directory.rstrip("/")
+        folder = f"{uri.rpartition('checkpoints/')[0]}labelled"
+        evaluations.publish_labelled(
+            control, lease, f"{root}/{lease.job}" if root and not job.output_uri else folder, workspace, may_replace
+        )
     with ExitStack() as stack:
         received = [
             stack.enter_context(artifacts.received(control, folder, target, workspace.key))

@@ -6,6 +6,7 @@ reads the same bytes, even when an object in the bucket is replaced.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -21,7 +22,7 @@ from sarto.control.jobs.plan import JobPlan
 from sarto.control.jobs.violations import spec_path
 from sarto.control.models import custom_bases
 from sarto.control.runs import past_runs, sealed_files
-from sarto.control.runs.evaluation_plan import evaluation_plan
+from sarto.control.runs.evaluation_plan import evaluation_plan, teaching
 from sarto.control.runs.workspace import Workspace
 from sarto.control.scheduling.leases import Lease
 from sarto.errors import FailedPrecondition
@@ -41,13 +42,14 @@ def prepare(
     if plan.parent_adapter and not control.adapter_folder(plan.parent_adapter).is_dir():
         raise FailedPrecondition("The model that this job continues was deleted before the job ran.")
     switches, folder = Switches.of(job.labels), workspace.folder
-    for path in (workspace.run_folder, folder / RESUME_FOLDER, folder / DATA_FOLDER, workspace.cache):
-        path.mkdir(parents=True, exist_ok=True)
+    for needed in (workspace.run_folder, folder / RESUME_FOLDER, folder / DATA_FOLDER, workspace.cache):
+        needed.mkdir(parents=True, exist_ok=True)
     weights = control.catalog.find(plan.base_model).weights
     base, source = _base(control, lease.project, folder / BASE_FOLDER, job, plan)
     base_folder = source or Path(base.folder)
     parent = sealed_files.adapter(control, plan.parent_adapter) if plan.parent_adapter else None
-    validation_uri = spec.validation_dataset_uri
+    validation_uri, path = spec.validation_dataset_uri, spec_path(job)
+    pin = partial(_pin, control, lease, workspace)
     run_spec = RunSpec(
         job=job.name,
         epoch=lease.epoch,
@@ -56,10 +58,10 @@ def prepare(
         base=workspace.places.named(base),
         base_source=in_workspace(BASE_FOLDER) if source else "",
         parent_adapter=workspace.places.name(parent) if parent else None,
-        training_dataset=_pin(control, lease, workspace, "training", spec.training_dataset_uri, spec_path(job)),
-        validation_dataset=(
-            _pin(control, lease, workspace, "validation", validation_uri, spec_path(job)) if validation_uri else None
-        ),
+        training_dataset=pin("training", spec.dataset_uri, f"{path}.{spec.dataset_field}"),
+        validation_dataset=pin("validation", validation_uri, f"{path}.validation_dataset_uri")
+        if validation_uri
+        else None,
         data_format=row.format_for(plan.kind),
         parameters=_with_wishes(
             tuning_parameters(row, spec.parameters, plan.rank, weights, is_full=plan.is_full), plan
@@ -80,6 +82,7 @@ def prepare(
         stop_early=switches.stop_early,
         low_memory=switches.low_memory,
         evaluation=evaluation_plan(control, job, plan.judges, workspace.places) if validation_uri else None,
+        teaching=teaching(control, job, plan, base_folder, workspace.places),
     )
     workspace.places.located(run_spec)  # raises where a name is none
     write_whole(workspace.run_folder / SPEC_FILE, run_spec.model_dump_json(indent=1).encode())
@@ -112,7 +115,7 @@ def _context(plan: JobPlan, weights: Weights, folder: Path) -> int:
     return weights.context
 
 
-def _pin(control: Control, lease: Lease, workspace: Workspace, name: str, uri: str, path_of_spec: str) -> DatasetRef:
+def _pin(control: Control, lease: Lease, workspace: Workspace, name: str, uri: str, field: str) -> DatasetRef:
     """The dataset as a file of the job, created once. Raises NotFound, InvalidArgument."""
     folder = workspace.folder / DATA_FOLDER
     record = folder / f"{name}.json"
@@ -120,7 +123,7 @@ def _pin(control: Control, lease: Lease, workspace: Workspace, name: str, uri: s
     file_name = in_workspace(DATA_FOLDER, path.name)
     if record.exists():  # one that an earlier release made has a path
         return DatasetRef.model_validate_json(record.read_bytes()).model_copy(update={"path": file_name})
-    stored = control.buckets.held(lease.project, lease.job, uri, f"{path_of_spec}.{name}_dataset_uri")
+    stored = control.buckets.held(lease.project, lease.job, uri, field)
     path.unlink(missing_ok=True)
     size, digest = dataset_check.pin(control, stored, path, is_private=bool(workspace.key))
     reference = DatasetRef(uri=uri, path=file_name, size_bytes=size, digest=digest)

@@ -30,7 +30,7 @@ class TokenRows:
     learned: Array
     """(rows,) number of tokens with loss"""
     prompt_hash: Array
-    """(rows,) uint64, hash of the tokens before the last span"""
+    """(rows,) uint64, hash of the tokens before the last span; of all tokens where there is none"""
     row_hash: Array
 
 
@@ -64,7 +64,8 @@ def gather(rows: list[OpenRow], table: WordTable) -> TokenRows:
     spans = np.stack([piece_starts[is_learned], piece_ends[is_learned]], axis=1)
     span_counts = np.bincount(row_of_span, minlength=len(rows))
     learned_counts = np.bincount(row_of_span, weights=spans[:, 1] - spans[:, 0], minlength=len(rows)).astype(np.int64)
-    reply_starts = spans[np.cumsum(span_counts) - 1, 0]
+    reply_starts, has_reply = row_ends.copy(), span_counts > 0
+    reply_starts[has_reply] = spans[np.cumsum(span_counts)[has_reply] - 1, 0]
     sums = _position_sums(tokens, row_starts, row_ends - row_starts)
     return TokenRows(
         tokens=tokens,

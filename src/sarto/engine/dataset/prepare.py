@@ -6,9 +6,10 @@ The file is streamed, so memory stays bounded. A dataset that was prepared befor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from sarto.conversations.examples import DataFormat, RowFault
 from sarto.engine.dataset.blocks import Block, read_line, scan
 from sarto.engine.dataset.statistics import data_stats
 from sarto.engine.dataset.token_store import StoreWriter, TokenStore, store_key
-from sarto.engine.dataset.tokenise import BlockResult, RowCounts, TokeniseOptions, process_block
+from sarto.engine.dataset.tokenise import BlockResult, TokeniseOptions, process_block
 from sarto.engine.dataset.worker import Workers
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.errors import FieldViolation, InvalidArgument
@@ -51,6 +52,11 @@ class PreparedDataset:
     dataset: DatasetRef
     store: TokenStore
     was_cached: bool
+    origins: tuple[int, ...] = ()
+    """Of labelled prompts: the line of the prompt of each row."""
+
+    def with_origins(self, lines: Iterable[int]) -> PreparedDataset:
+        return replace(self, origins=tuple(lines))
 
     @property
     def faults(self) -> list[RowFault]:
@@ -105,7 +111,7 @@ def prepare(
     else:
         options = TokeniseOptions(data_format, max_tokens, 2 if tokenizer.vocabulary_size <= 1 << 16 else 4)
         store = _make(path, name, folder, tokenizer, options, limits, processes, progress)
-    _check_examples(store.facts, store.line_count, name, limits)
+    check_examples(store.facts.faults, store.line_count, name, limits)
     return PreparedDataset(dataset, store, was_cached)
 
 
@@ -114,7 +120,7 @@ def check_usable(
 ) -> None:
     """Check that a job may start with prepared data. Raises InvalidArgument with the limit that it exceeds."""
     for prepared in filter(None, (training, validation)):
-        _check_examples(prepared.store.facts, prepared.example_count, prepared.name, limits)
+        check_examples(prepared.store.facts.faults, prepared.example_count, prepared.name, limits)
     if validation is None or validation.example_count <= SMALL_VALIDATION:
         return
     if validation.example_count > LARGEST_SHARE * training.example_count:
@@ -145,7 +151,7 @@ def _make(
             _check_not_too_many(examples, name, limits)
             if progress is not None:
                 progress(done, size)
-        _check_examples(writer.facts, examples, name, limits)
+        check_examples(writer.facts.faults, examples, name, limits)
         return writer.finish()
     except BaseException:
         writer.discard()
@@ -196,17 +202,17 @@ def _check_not_too_many(examples: int, name: str, limits: DatasetLimits) -> None
         )
 
 
-def _check_examples(facts: RowCounts, examples: int, name: str, limits: DatasetLimits) -> None:
+def check_examples(dropped_rows: Sequence[list[Any]], examples: int, name: str, limits: DatasetLimits) -> None:
     """Raise InvalidArgument when no row is usable, or when too many were dropped."""
     _check_not_too_many(examples, name, limits)
-    dropped = len(facts.faults)
+    dropped = len(dropped_rows)
     words = refusal(name, dropped, examples + dropped, limits.max_dropped_share)
     if not words:
         return
     if not dropped:
         raise InvalidArgument(words)
     faults = [
-        RowFault(path, seen, expected, fix, line) for line, path, seen, expected, fix in facts.faults[:SHOWN_FAULTS]
+        RowFault(path, seen, expected, fix, line) for line, path, seen, expected, fix in dropped_rows[:SHOWN_FAULTS]
     ]
     listed = "\n".join(f"  {fault}" for fault in faults[:FAULTS_IN_MESSAGE])
     more = f"\n  … and {dropped - FAULTS_IN_MESSAGE:,} more" if dropped > FAULTS_IN_MESSAGE else ""

@@ -66,6 +66,11 @@ class TokenStore:
         return len(self.columns["lines"]) > self.line_count
 
     @property
+    def holds_prompts(self) -> bool:
+        """Whether the rows are prompts without replies."""
+        return "prompts" in self.facts.counts
+
+    @property
     def token_count(self) -> int:
         return int(self._offsets[-1])
 

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from sarto.conversations.examples import DataFormat, Example, Role, RowFault, Turn, parse_examples
+from sarto.conversations.examples import WITH_REPLY, DataFormat, Example, Role, RowFault, Turn, parse_examples
 from sarto.conversations.gemini_rows import response_object
 from sarto.engine.dataset.detectors import call_faults, find_secrets, guess_language, script_of
 from sarto.engine.dataset.gather import TokenRows, gather
-from sarto.engine.rendering.render import OpenRow, render_fully, render_planned, render_prompt, replies
+from sarto.engine.rendering.render import (
+    OpenRow,
+    render_fully,
+    render_planned,
+    render_prompt,
+    render_question,
+    replies,
+)
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -137,7 +144,11 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
     _observe([examples[0] for examples in by_line], facts)
     facts.samples = [sample(*examples) for examples in by_line[:3]] if first_line == 1 else []
     facts.counts["secrets"] = dict(Counter(kind for _, kind, _ in secrets))
-    facts.counts["tokens"] = _token_faults(gathered, tokenizer)
+    if options.data_format == "prompts":
+        with_reply = sum(row.example.format.endswith(WITH_REPLY) for row in used)
+        facts.counts["prompts"], facts.counts["tokens"], facts.labels = {"with_reply": with_reply}, {}, None
+    else:
+        facts.counts["tokens"] = _token_faults(gathered, tokenizer)
     with_calls = (row.example for row in used if not row.is_planned)
     facts.counts["calls"] = dict(Counter(kind for example in with_calls for kind in call_faults(example)))
     return BlockResult(_arrays(used, gathered, too_long, options), facts)
@@ -148,6 +159,9 @@ def _read(raw: bytes, line: int, tokenizer: ChatTokenizer, options: TokeniseOpti
     rows = []
     for example in parse_examples(raw, line, data_format=options.data_format):
         _check_characters(example, tokenizer, options.max_tokens, too_long)
+        if options.data_format == "prompts":  # these are serving's own tokens, which need no proof
+            rows.append(_Row(example, render_question(example, tokenizer), True))
+            continue
         planned = render_planned(example, tokenizer)
         rows.append(_Row(example, planned or render_fully(example, tokenizer), planned is not None))
     return rows
@@ -178,7 +192,7 @@ def _gather(
         facts.faults.append(_listed(fault, line))
         bad.add(line)
     for number, row in enumerate(rows):
-        if row.example.line in bad or (row.is_planned and number >= PROVED_ROWS):
+        if row.example.line in bad or (row.is_planned and (number >= PROVED_ROWS or options.data_format == "prompts")):
             continue
         first, last = int(firsts[number]), int(firsts[number + 1])
         tokens = [gathered.tokens[ends[entry] : ends[entry + 1]] for entry in range(first, last)]

@@ -23,6 +23,7 @@ from sarto.errors import InvalidArgument
 from sarto.plurals import counted
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
+WITHOUT_ANSWERS = "the forecast has neither the tokens of the teacher's answers nor the time in which it gives them"
 EMPTY_REPLIES = ("a turn without text", "a reply without text", "no text")
 ONE_SIDED = 0.8
 """The share of pairs from which a finding names the length of the preferred replies."""
@@ -96,6 +97,8 @@ FINDINGS = {
     "arguments": ("row has a call whose arguments are not those its function declares",
                   "rows have calls whose arguments are not those their function declares"),
     "one_token": ("reply is a single token", "replies are a single token"),
+    "with_reply": ("row has a reply, which is left out: the teacher answers instead",
+                   "rows have a reply, which is left out: the teacher answers instead"),
 }  # fmt: skip
 """The message for one row, and for several."""
 
@@ -119,8 +122,8 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
             notes.append(("note", f"the preferred reply is the {which} one in {share:.0%} of the rows"))
     say("warning", dataset["faults"]["count"], "dropped")
     say("error", dataset["replies"]["without_loss"], "without_loss")
-    say("error", dataset["tokens"]["double_bos"], "double_bos")
-    say("error", dataset["tokens"]["no_end_of_turn"], "no_end_of_turn")
+    say("error", dataset["tokens"].get("double_bos", 0), "double_bos")
+    say("error", dataset["tokens"].get("no_end_of_turn", 0), "no_end_of_turn")
     for kind, count in dataset["secrets"]["counts"].items():
         level = "note" if kind == "e-mail address" else "warning"
         if count:
@@ -135,13 +138,16 @@ def findings(report: dict[str, Any], refusal: str = "") -> list[dict[str, str]]:
     for kind in ("undeclared", "arguments"):
         say("warning", dataset["calls"].get(kind, 0), kind)
     say("note", dataset["replies"]["one_token"], "one_token")
+    if dataset["prompts"] is not None:
+        say("note", dataset["prompts"]["with_reply"], "with_reply")
+        notes.append(("note", WITHOUT_ANSWERS))
     order = ("error", "warning", "note")
     return [{"level": level, "message": words} for level, words in sorted(notes, key=lambda each: order.index(each[0]))]
 
 
 def _dataset(prepared: PreparedDataset) -> dict[str, Any]:
     columns, facts = prepared.store.columns, prepared.store.facts
-    counts = facts.counts
+    counts, is_prompts = facts.counts, prepared.store.holds_prompts
     secrets = [{"line": line, "kind": kind, "begins": begins} for line, kind, begins in facts.secrets[:SHOWN_FAULTS]]
     return {
         "uri": prepared.dataset.uri,
@@ -158,8 +164,9 @@ def _dataset(prepared: PreparedDataset) -> dict[str, Any]:
         "turns": {key: counts["turns"][key] for key in sorted(counts.get("turns", {}), key=int)},
         "replies": {
             "empty": sum(fault[2] in EMPTY_REPLIES for fault in facts.faults),
-            "one_token": int((columns["learned_of"] <= 2).sum()),  # the token and the end of the turn
-            "without_loss": int((columns["learned_of"] == 0).sum()),
+            # a token and the end of the turn
+            "one_token": 0 if is_prompts else int((columns["learned_of"] <= 2).sum()),
+            "without_loss": 0 if is_prompts else int((columns["learned_of"] == 0).sum()),
         },
         "tokens": counts.get("tokens", {}),
         "calls": counts.get("calls", {}),
@@ -168,6 +175,7 @@ def _dataset(prepared: PreparedDataset) -> dict[str, Any]:
         "labels": _labels(facts.labels, prepared.example_count),
         "secrets": {"counts": counts.get("secrets", {}), "shown": secrets},
         "pairs": _pairs(columns["learned_of"]) if prepared.store.holds_pairs else None,
+        "prompts": counts["prompts"] if is_prompts else None,
     }
 
 

@@ -10,7 +10,7 @@ from sarto.conversations.examples import DataFormat, Example, RowFault, parse_ex
 from sarto.engine.dataset.blocks import read_line
 from sarto.engine.dataset.prepare import DatasetLimits
 from sarto.engine.dataset.tokenise import sample
-from sarto.engine.rendering.render import Rendered, render, render_prompt, replies
+from sarto.engine.rendering.render import Rendered, pack_row, render, render_prompt, render_question, replies
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.errors import NotFound
 
@@ -37,7 +37,10 @@ def show_row(
     proof: dict[str, Any] = {"line": line, "raw": raw.decode("utf-8", "replace")[:SHOWN_RAW]}
     try:
         examples = parse_examples(raw, line, data_format=data_format)
-        rendered = [render(example, tokenizer) for example in examples]
+        if data_format == "prompts":
+            rendered = [[pack_row(row, tokenizer).rendered() for row in render_question(examples[0], tokenizer)]]
+        else:
+            rendered = [render(example, tokenizer) for example in examples]
     except RowFault as fault:
         return proof | {"fault": fault.to_json()}
     training = [_training(row, tokenizer) for rows in rendered for row in rows]
@@ -81,6 +84,9 @@ def _serving(example: Example, rows: list[Rendered], tokenizer: ChatTokenizer) -
         if learned and not (index and row.loss_mask[index - 1])
     ]
     prompts = []
+    if not starts:  # a prompt: no reply is learned
+        tokens = rows[0].tokens
+        return [{"text": tokenizer.decode(tokens, skip_special_tokens=False), "tokens": tokens, "isSame": True}]
     for (conversation, turn), (tokens, start) in zip(replies(example), starts, strict=True):
         prompt = render_prompt(conversation, tokenizer, thinking=tokenizer.template.thinks(turn))
         text = tokenizer.decode(prompt, skip_special_tokens=False)

@@ -52,9 +52,11 @@ class CheckpointEvaluation:
         spec: RunSpec,
         base_losses: Callable[[], tuple[float, float] | None],
         decoder: Decoder,
+        outside: RelayedModels,
         say: Callable[[str], None],
     ) -> None:
-        """`decoder` is training's base. It generates while training waits, so that the weights are in memory once."""
+        """`decoder` is training's base. It generates while training waits, so that the weights are in memory once.
+        `outside`: models elsewhere."""
         assert spec.evaluation is not None
         self.spec, self.plan, self.say = spec, spec.evaluation, say
         self.folder = Path(spec.resume_folder or spec.run_folder) / EVALUATION_FOLDER
@@ -62,7 +64,7 @@ class CheckpointEvaluation:
         self._notes: list[str] = []
         self._job: JobEvaluation | None = None
         self._engine: Engine | None = None
-        self._outside = RelayedModels(Path(spec.run_folder))
+        self._outside = outside
 
     def after(self, record: CheckpointRecord) -> Assessment:
         """Answers and scores of one checkpoint. Answers of an earlier attempt are used again."""

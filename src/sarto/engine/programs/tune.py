@@ -20,22 +20,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sarto.contract.base_shape import BaseShape
-from sarto.contract.common import BaseWeights, DatasetRef, ParityCertificate
+from sarto.contract.common import BaseWeights, ParityCertificate
 from sarto.contract.programs import read_spec
 from sarto.contract.run_folder import PAST_RUN, REPORT_FILE, RESULT_FILE
 from sarto.contract.tuning_run import CheckpointRecord, ChosenParameters, PastRun, Remedy, RunResult, RunSpec
-from sarto.conversations.examples import parse_line
 from sarto.engine.dataset.default_parameters import DataShape, choose
-from sarto.engine.dataset.prepare import DatasetLimits, PreparedDataset, check_usable, prepare
+from sarto.engine.dataset.prepare import check_usable
 from sarto.engine.dataset_report.data_report import data_report
 from sarto.engine.dataset_report.machine_speed import measure
 from sarto.engine.host_memory import ShortOfMemory, keep_pages
 from sarto.engine.models.decoder import Decoder
 from sarto.engine.programs.checkpoint_evaluation import CheckpointEvaluation, best_of
+from sarto.engine.programs.run_data import RunData, read_data, with_teacher
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.engine.serving.parity import certify
 from sarto.engine.tuning.checkpointing import Checkpointing
@@ -57,7 +56,6 @@ NO_MEMORY = ("can't allocate memory", "bad_alloc")
 """Texts of torch's errors for missing memory, where Python would raise MemoryError."""
 TOO_LARGE = ResourceExhausted("The run needs more memory than this server allows a run.")
 NOTHING_LEARNED = "beta is 0: the loss does not depend on the model, so nothing is learned."
-CERTIFIED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,12 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
             convert_hub(Path(spec.base_source), Path(spec.base.folder))
         tokenizer = loaded.tokenizer if loaded else ChatTokenizer.load(Path(spec.base.folder))
         decoder = loaded.decoder if loaded else None
-        training = _prepare(spec, spec.training_dataset, tokenizer, spec.max_training_examples, "training")
-        validation = None
-        if spec.validation_dataset is not None:
-            most = spec.max_validation_examples
-            validation = _prepare(spec, spec.validation_dataset, tokenizer, most, "validation")
+        data = read_data(spec, tokenizer, decoder, log.note)
+        spec, training, validation = data.spec, data.training, data.validation
         shape = BaseShape.load(spec.base.folder, spec.base.quantisation)
-        parameters = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
-        stats = method.statistics(training.store, parameters.total_steps)
+        chosen = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
+        parameters = with_teacher(chosen, spec.teaching)
+        stats = data.statistics(parameters.total_steps, method.statistics)
         log.say("data", data=stats)
         about_data = data_report(
             training, validation, spec.base, shape, spec.parameters,
@@ -129,15 +125,15 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
             TokenisedDataset.of(validation.store) if validation else None,
             decoder,
             ranks,
-            lambda words: log.say("note", message=words),
+            log.note,
         )
         _say_parameters(log, session.parameters)
         log.say("phase", phase="TUNING")
         checkpointing = Checkpointing(
             folder, resume, session.fingerprint(), spec.resume_seconds, base=spec.base,
-            certify=_certifier(spec, session, validation or training, log),
+            certify=_certifier(data, session, log),
         )  # fmt: skip
-        assessing = _assessing(spec, session, log)
+        assessing = _assessing(data, session, log)
         seconds = session.tune(log, checkpointing, partial(_assess, assessing, log) if assessing else None)
         log.say("phase", phase="POST_PROCESSING")
         report = assessing.finish(checkpointing.checkpoints) if assessing else None
@@ -156,32 +152,19 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
         log.close()
 
 
-def _prepare(
-    spec: RunSpec, dataset: DatasetRef, tokenizer: ChatTokenizer, max_examples: int, role: str
-) -> PreparedDataset:
-    """Prepare the data with any share of unusable rows, since the report comes first. The file's size was checked when
-    it was pinned."""
-    limits = DatasetLimits(max_bytes=dataset.size_bytes, max_examples=max_examples, max_dropped_share=1.0, role=role)
-    return prepare(
-        dataset, tokenizer, max_tokens=spec.max_tokens_per_example, cache_folder=spec.cache_folder,
-        data_format=spec.data_format, limits=limits, processes=spec.threads,
-    )  # fmt: skip
-
-
 def _say_parameters(log: ProgressLog, parameters: ChosenParameters) -> None:
     log.say("parameters", parameters=parameters)
     if parameters.beta == 0:
         log.say("warning", message=NOTHING_LEARNED)
 
 
-def _assessing(spec: RunSpec, session: Session, log: ProgressLog) -> CheckpointEvaluation | None:
+def _assessing(data: RunData, session: Session, log: ProgressLog) -> CheckpointEvaluation | None:
+    spec = data.spec
     if spec.evaluation is None or spec.validation_dataset is None:
         return None
     if session.decoder.is_sharded:  # no one device holds the base that answers
         spec = spec.model_copy(update={"device": "cpu"})
-    made = CheckpointEvaluation(
-        spec, session.base_losses, session.decoder, lambda words: log.say("note", message=words)
-    )
+    made = CheckpointEvaluation(spec, session.base_losses, session.decoder, data.outside, log.note)
     if session.is_full:  # afterwards the weights are no longer the base's
         made.measure_base()
     return made
@@ -212,18 +195,11 @@ def _assess(assessing: CheckpointEvaluation, log: ProgressLog, record: Checkpoin
     log.assessment(assessing.after(record))
 
 
-def _certifier(
-    spec: RunSpec, session: Session, held_out: PreparedDataset, log: ProgressLog
-) -> Callable[[Path], ParityCertificate]:
-    """The certifier with a few rows from the shorter half: they test the serving path, not the quality of the model."""
-    store = held_out.store
-    short = np.flatnonzero(store.lengths <= np.median(store.lengths))[:CERTIFIED_ROWS]
-    rows = []
-    for line in dict.fromkeys(store.line(int(index)) for index in short):
-        rows.append(parse_line(held_out.raw(line), line, data_format=spec.data_format))
+def _certifier(data: RunData, session: Session, log: ProgressLog) -> Callable[[Path], ParityCertificate]:
+    spec, rows = data.spec, data.held_out()
 
     def certify_checkpoint(folder: Path) -> ParityCertificate:
-        log.say("note", message="Comparing serving with training, for the certificate.")
+        log.note("Comparing serving with training, for the certificate.")
         return certify(
             spec.base.fully_tuned(str(folder)) if session.is_full else spec.base,
             None if session.is_full else folder,

@@ -91,6 +91,19 @@ def render_fully(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
     return _learned(example, [_open_row(pieces, tokenizer) for pieces in rows])
 
 
+def render_question(example: Example, tokenizer: ChatTokenizer) -> list[OpenRow]:
+    """A conversation that waits for the model as one open row without learned tokens: serving's prompt. Raises
+    RowFault."""
+    try:
+        pieces = prompt_pieces(
+            tokenizer.template, example.turns, example.tools, tokenizer.special_pattern, thinking=False
+        )
+    except RowFault as fault:
+        fault.line = example.line
+        raise
+    return [_open_row(pieces, tokenizer)]
+
+
 def render_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: bool = False) -> list[int]:
     """The tokens that serving uses for a conversation that waits for the model, generation prompt included.
 

@@ -25,8 +25,9 @@ GRID_STEP = 16
 
 
 class TokenizedRows(Protocol):
-    """Tokenised rows by number; `line` is the row's line in the user's file, `reference` the log-probability of its
-    supervised tokens under the initial model, 0 where the method does not use it."""
+    """Tokenised rows by number; `line` is the row's line in the user's file, `reference` a number that the method keeps
+    with the row: the log-probability of its supervised tokens under the initial model, or its place in the values of a
+    teacher; 0 where the method does not use it."""
 
     def __len__(self) -> int: ...
     def tokens(self, index: int) -> npt.NDArray[np.uint32]: ...

@@ -40,6 +40,9 @@ class ProgressLog:
         """Write a line of this attempt only: phase, note, data, parameters."""
         self._line(Progress(kind=kind, time=time.time(), **fields))
 
+    def note(self, message: str) -> None:
+        self.say("note", message=message)
+
     def step(self, metrics: StepMetrics) -> None:
         self._remember(Progress(kind="step", time=time.time(), step=metrics))
 
@@ -69,14 +72,14 @@ class ProgressLog:
         if (step := entry.step) is not None:
             self.losses.append(step.loss)
             values = {
-                **{name: getattr(step, field) for name, field in self.method.series.steps.items()},
+                **_measured(step, self.method.series.steps),
                 "/learning_rate": step.learning_rate,
                 "/gradient_norm": step.gradient_norm,
                 "/tokens_per_second": step.tokens_per_second,
             }
             self._events.scalars(step.step, values, entry.time)
         if (evaluation := entry.evaluation) is not None:
-            values = {name: getattr(evaluation, field) for name, field in self.method.series.evaluations.items()}
+            values = _measured(evaluation, self.method.series.evaluations)
             self._events.scalars(evaluation.step, values, entry.time)
 
         if (scored := entry.assessment) is not None:
@@ -88,3 +91,8 @@ class ProgressLog:
         with around(f"tell {entry.kind}"):
             self._progress.write(entry.model_dump_json(exclude_defaults=True) + "\n")
             self._progress.flush()
+
+
+def _measured(metrics: StepMetrics | EvalMetrics, series: dict[str, str]) -> dict[str, float]:
+    """The values of the series that this run has."""
+    return {name: value for name, field in series.items() if (value := getattr(metrics, field)) is not None}

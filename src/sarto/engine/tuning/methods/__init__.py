@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sarto.contract.tuning_run import RunSpec
+from sarto.engine.tuning.methods.distillation import SEQUENCE_DISTILLATION, TOKEN_DISTILLATION
 from sarto.engine.tuning.methods.method import Loss, Method, Start
 from sarto.engine.tuning.methods.preference import PREFERENCE
 from sarto.engine.tuning.methods.supervised import SUPERVISED
@@ -13,6 +14,7 @@ __all__ = ["METHODS", "Loss", "Method", "Start", "method_of"]
 METHODS: dict[str, Method] = {
     "supervised": SUPERVISED,
     "preference": PREFERENCE,
+    "distillation": SEQUENCE_DISTILLATION,
 }
 
 
@@ -22,6 +24,8 @@ def method_of(spec: RunSpec) -> Method:
     if method is None:
         known = ", ".join(METHODS)
         raise Unimplemented(f'There is no tuning method "{spec.method}" in this version of Sarto; it has: {known}.')
+    if spec.teaching is not None and spec.teaching.level == "token":
+        method = TOKEN_DISTILLATION
     if spec.data_format not in method.data_formats:
         listed = ", ".join(method.data_formats)
         raise Unimplemented(

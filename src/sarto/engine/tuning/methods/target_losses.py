@@ -13,11 +13,16 @@ from sarto.engine.tuning.segment_attention import SegmentAttention
 def target_losses(decoder: Decoder, adapters: Adapters, batch: Batch, memory: MemoryPlan) -> tuple[Tensor, Tensor]:
     """The loss of each of the batch's targets in nats (P,), differentiable in the adapter, and the number of targets
     that rank first."""
+    return decoder.token_loss(target_states(decoder, adapters, batch, memory), batch.targets)
+
+
+def target_states(decoder: Decoder, adapters: Adapters, batch: Batch, memory: MemoryPlan) -> Tensor:
+    """The normed hidden state from which each of the batch's targets is predicted: (P, D)."""
     segments = Segments.of(batch.grids, len(batch.tokens))
     attend = SegmentAttention(decoder.ops, decoder.config, segments, memory.keep_attention)
-    hidden = decoder(
+    hidden: Tensor = decoder(
         batch.tokens, batch.positions, attend, adapters, batch.rows, recompute=memory.recompute_layers
     )  # (R, D)
     if len(batch.picks) > len(batch.rows):
         hidden = hidden.index_select(0, batch.picks)  # (P, D)
-    return decoder.token_loss(hidden, batch.targets)
+    return hidden
