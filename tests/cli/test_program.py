@@ -23,6 +23,20 @@ def test_an_access_token_opens_the_api(sarto: Run, server: Server) -> None:
     assert httpx.get(path).status_code == 401
 
 
+def test_an_api_key_is_made_listed_and_revoked(sarto: Run, server: Server) -> None:
+    bearer = sarto("auth", "api-key", "create", "--name", "laptop", "--days", "2").stdout.strip()
+    headers = {"Authorization": f"Bearer {bearer}"}
+    jobs = f"{server.url}/openai/v1/fine_tuning/jobs"
+    assert bearer.startswith("sk-sarto-") and httpx.get(jobs, headers=headers).status_code == 200
+    listed = json.loads(sarto("auth", "api-key", "list", "--json").stdout)
+    assert [one["displayName"] for one in listed] == ["laptop"] and bearer not in str(listed)
+    assert listed[0]["uid"] in sarto("auth", "api-key", "list").stdout
+    assert sarto("auth", "api-key", "revoke", listed[0]["uid"]).returncode == 0
+    refused = httpx.get(jobs, headers=headers)
+    assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
+    assert "does not exist" in sarto("auth", "api-key", "revoke", listed[0]["uid"]).stderr
+
+
 def test_projects_are_created_and_listed(sarto: Run) -> None:
     done = sarto("projects", "create", "second-project")
     assert done.returncode == 0

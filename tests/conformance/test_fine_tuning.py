@@ -140,6 +140,25 @@ def test_errors_have_code_parameter_and_request_id(seen: dict[str, Any]) -> None
     assert all(one["id"] and one["message"] for one in found)
 
 
+def test_the_command_line_of_the_older_client(seen: dict[str, Any], service: Service, key: str) -> None:
+    if not seen["version"].startswith("1."):
+        pytest.skip("3.x has no command line")
+    environ = {**os.environ, "OPENAI_API_KEY": key, "OPENAI_BASE_URL": f"{service.address}/openai/v1"}
+
+    def openai(verb: str, *more: str) -> Any:
+        command = [str(OLDER.with_name("openai")), "api", f"fine_tuning.jobs.{verb}", *more]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    file = seen["made"]["training_file"]
+    made = openai("create", "-m", "gemini-2.0-flash-001", "-F", file, "-s", "cli", "-H", '{"n_epochs": 1}')
+    assert made["user_provided_suffix"] == "cli" and made["hyperparameters"]["n_epochs"] == 1
+    assert openai("retrieve", "-i", made["id"])["id"] == made["id"]
+    assert openai("list_events", "-i", made["id"])["data"]
+    assert openai("list", "-n", "1")["data"][0]["id"] == made["id"]
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_client_for_node(service: Service, key: str, tmp_path: Path) -> None:
     assert (HERE / "node" / "node_modules").exists(), "`make test` installs the packages of tests/conformance/node"

@@ -135,14 +135,18 @@ async def _found(call: BucketCall, file_id: str) -> StoredObject:
 
 
 FORM = "multipart/form-data"
+ANY_BYTES = "*/*"
 ROUTES = [
-    Route(method, f"{root}{path}", handler, permission, summary, body, query=None, errors=ERRORS, refusal=refusal)
-    for root in ROOTS
-    for method, path, handler, permission, summary, body in (
-        ("POST", "/files", create, WRITE, "Upload a file, in OpenAI's form", FORM),
-        ("GET", "/files", list_files, LIST, "List files, in OpenAI's form", None),
-        ("GET", "/files/{file}", get, READ, "A file, in OpenAI's form", None),
-        ("GET", "/files/{file}/content", content, READ, "The bytes of a file", None),
-        ("DELETE", "/files/{file}", delete, REMOVE, "Delete a file, in OpenAI's form", None),
+    Route(
+        method, f"{root}{path}", handler, permission, summary, body, answer,
+        query=None, errors=ERRORS, refusal=refusal,
     )
-]
+    for root in ROOTS
+    for method, path, handler, permission, summary, body, answer in (
+        ("POST", "/files", create, WRITE, "Upload a file, in OpenAI's form", FORM, None),
+        ("GET", "/files", list_files, LIST, "List files, in OpenAI's form", None, None),
+        ("GET", "/files/{file}", get, READ, "A file, in OpenAI's form", None, None),
+        ("GET", "/files/{file}/content", content, READ, "The bytes of a file", None, ANY_BYTES),
+        ("DELETE", "/files/{file}", delete, REMOVE, "Delete a file, in OpenAI's form", None, None),
+    )
+]  # fmt: skip
