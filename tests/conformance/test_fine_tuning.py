@@ -156,7 +156,7 @@ def test_the_command_line_of_the_older_client(seen: dict[str, Any], service: Ser
     assert made["user_provided_suffix"] == "cli" and made["hyperparameters"]["n_epochs"] == 1
     assert openai("retrieve", "-i", made["id"])["id"] == made["id"]
     assert openai("list_events", "-i", made["id"])["data"]
-    assert openai("list", "-n", "1")["data"][0]["id"] == made["id"]
+    assert openai("list", "-l", "1")["data"][0]["id"] == made["id"]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
