@@ -146,6 +146,45 @@ def test_attend(ops: Operations, dtype: torch.dtype, window: int | None, keep: b
     assert_close(both(ops), both(PlainOperations()), dtype)
 
 
+def paired_segments(answers: list[tuple[int, int]], prompt: int = 150) -> Segments:
+    """Two grids: prompts with an answer, then the same prompts with another; answers have these lengths."""
+    count, grids = 0, [torch.full((len(answers), prompt + max(column)), -1) for column in zip(*answers, strict=True)]
+    for at, lengths in enumerate(answers):
+        own = torch.arange(count, count + prompt)
+        count += prompt
+        for grid, length in zip(grids, lengths, strict=True):
+            grid[at, : prompt + length] = torch.cat([own, torch.arange(count, count + length)])
+            count += length
+    return Segments.of(tuple(grids), count)
+
+
+@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize("keep", [True, False])
+def test_attend_computes_the_queries_of_a_repeated_prompt_once(
+    ops: Operations, dtype: torch.dtype, window: int | None, keep: bool
+) -> None:
+    segments = paired_segments([(10, 30), (60, 8), (5, 5)])
+    assert [grid.skip for grid in segments.grids] == [0, 144]  # of 150, in steps of 16
+    qkv = draw(len(segments.first), WIDTH, dtype=dtype)
+
+    def both(kind: Operations) -> Result:
+        return results(lambda t: kind.attend(t, segments, SHAPE, window, keep), qkv)
+
+    assert_close(both(ops), both(PlainOperations()), dtype)
+
+
+def test_a_sequence_that_is_repeated_whole_has_no_query_of_its_own(ops: Operations) -> None:
+    grid = torch.arange(32)[None]
+    segments = Segments.of((grid, grid), 32)
+    assert segments.grids[1].skip == 32
+    qkv = draw(32, WIDTH)
+
+    def both(kind: Operations) -> Result:
+        return results(lambda t: kind.attend(t, segments, SHAPE, None, True), qkv)
+
+    assert_close(both(ops), both(PlainOperations()), torch.float32)
+
+
 def test_token_loss_and_its_count(ops: Operations, dtype: torch.dtype) -> None:
     hidden, head = draw(ROWS, 24, dtype=dtype), draw(70, 24, dtype=dtype)
     targets = torch.randint(0, 70, (ROWS,), generator=torch.Generator().manual_seed(1))
@@ -185,14 +224,15 @@ def test_a_loss_that_is_not_finite_is_not_hidden(ops: Operations, dtype: torch.d
 
 @pytest.mark.parametrize("window", [None, 1, 64, 100])
 @pytest.mark.parametrize("length", [1, 16, 64, 208, 1000])
-def test_blocks_see_every_pair_once(length: int, window: int | None) -> None:
+@pytest.mark.parametrize("skip", [0, 16, 192])
+def test_blocks_see_every_pair_once(length: int, window: int | None, skip: int) -> None:
     found = torch.zeros(length, length, dtype=torch.int64)
-    cuts = list(blocks(length, window))
+    cuts = list(blocks(length, window, skip))
     for block in cuts:
         found[block.first : block.last, block.low : block.last] += seen(block, window, torch.device("cpu")).long()
     place = torch.arange(length)
     distance = place[:, None] - place
-    expected = (distance >= 0) & (distance < (window or length))
+    expected = (distance >= 0) & (distance < (window or length)) & (place >= skip)[:, None]
     assert torch.equal(found, expected.long())
     assert all(before.last == after.first for before, after in pairwise(cuts))
 

@@ -13,6 +13,7 @@ import torch
 
 from sarto.contract.common import BaseWeights, TuningParameters
 from sarto.contract.tuning_run import RunSpec
+from sarto.engine.ops.segments import Segments
 from sarto.engine.tuning.checkpointing import Checkpointing
 from sarto.engine.tuning.memory_plan import LADDER
 from sarto.engine.tuning.methods.preference import ROWS, log_probabilities, pair_losses
@@ -156,7 +157,7 @@ def trained(base: BaseWeights, folder: Path, pairs: TokenisedDataset, dtype: str
 def test_batches_padding_packing_and_recomputation_change_no_loss_and_no_gradient(
     tiny: BaseWeights, tmp_path: Path
 ) -> None:
-    pairs = make_pairs(8)
+    pairs = make_pairs(8, prompt_tokens=70)
     session = trained(tiny, tmp_path / "run", pairs)
     rows = take(session.training.examples, range(16))
     found: dict[str, tuple[list[float], torch.Tensor]] = {}
@@ -194,6 +195,20 @@ def test_a_prompt_is_computed_once_for_both_completions() -> None:
     answers = sum(int(row.loss_mask.sum()) - 1 for row in rows)  # the last token of each is a target only
     assert len(batch.tokens) == prompt + answers
     assert batch.rendered_tokens == 2 * prompt + answers + 2
+
+
+def test_attention_computes_the_queries_of_a_shared_prompt_once() -> None:
+    random, rows = np.random.default_rng(0), []
+    for line in range(6):
+        prompt = random.integers(0, 256, 150)
+        for reply in (random.integers(0, 256, 20), random.integers(0, 256, 30)):
+            tokens = np.concatenate([prompt, reply]).astype(np.uint32)
+            rows.append(TokenizedExample(tokens, np.arange(len(tokens)) >= 150, line))
+    (batch,) = plan(rows, 2000, per_example=ROWS)
+    grids = Segments.of(batch.grids, len(batch.tokens)).grids
+    assert sum(grid.count for grid in grids) == 12
+    queries = sum(grid.count * (grid.length - grid.skip) for grid in grids)
+    assert len(batch.tokens) <= queries < 1.3 * len(batch.tokens)
 
 
 def test_a_pair_stays_in_one_batch_however_small() -> None:

@@ -52,8 +52,8 @@ OPTIONS = (
 )
 """Options of every connection. An idle one is closed; clients open another by themselves."""
 UNKNOWN_FIELD = (
-    "The request has {}, which the messages of this server do not have. Over gRPC they carry supervisedTuningSpec and "
-    "the older distillationSpec; send preferenceOptimizationSpec and reinforcementTuningSpec over REST."
+    "The request has {}, which the messages of this server do not have. Over gRPC they carry supervised tuning and the "
+    "older form of distillation; send preferenceOptimizationSpec and reinforcementTuningSpec over REST."
 )
 VERSIONS = ("v1", "v1beta1")
 SERVICES = (

@@ -10,12 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from sarto.contract.model_relay import RelayRequest, RelayResponse
 from sarto.contract.run_folder import ANSWERED_FILE, ASKED_FILE
 from sarto.control.executors.executor import RunTransport
 from sarto.errors import FailedPrecondition, Internal, SartoError
+from sarto.system.loop import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -47,32 +46,27 @@ def answering(
 class _ModelRelay:
     def __init__(self, run: RunTransport, folder: str, names: frozenset[str], ask: Ask, post: Post | None) -> None:
         self._run, self._folder, self._names, self._call, self._post = run, folder, names, ask, post
-        self._lock, self._stopping = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(MOST_AT_ONCE)
-        self._thread = threading.Thread(target=self._serve, name="judge-relay", daemon=True)
+        self._loop = Loop("judge-relay", self._look, LOOK_SECONDS)
+        self._stopping = self._loop.stopping
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Stop writing; calls in progress end by themselves."""
         with self._lock:
             self._stopping.set()
-        self._thread.join()
+        self._loop.stop()
 
-    def _serve(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            try:
-                lines = self._run.lines(f"{self._folder}/{ASKED_FILE}")
-                questions = [RelayRequest.model_validate_json(line) for line in lines]
-            except (OSError, ValidationError):
-                logger.exception("relay requests not read")
-                return
-            for question in questions:
-                while not self._room.acquire(timeout=LOOK_SECONDS):
-                    if self._stopping.is_set():
-                        return
-                threading.Thread(target=self._answer, args=(question,), name="judge-call", daemon=True).start()
+    def _look(self) -> None:
+        lines = self._run.lines(f"{self._folder}/{ASKED_FILE}")
+        for question in [RelayRequest.model_validate_json(line) for line in lines]:
+            while not self._room.acquire(timeout=LOOK_SECONDS):
+                if self._stopping.is_set():
+                    return
+            threading.Thread(target=self._answer, args=(question,), name="judge-call", daemon=True).start()
 
     def _answer(self, question: RelayRequest) -> None:
         try:

@@ -164,7 +164,7 @@ class _Attend(Function):
         for grid in segments.grids:
             q, k, v = _stacked(cells, grid, shape)
             answers = _by_head(out, grid, shape.heads, shape.head_dim)  # (B, H, L, hd)
-            for block in blocks(grid.length, window):
+            for block in blocks(grid.length, window, grid.skip):
                 queries = _queries(q, block)
                 weights = _weights(queries, k, block, window, kernels)
                 part = torch.bmm(weights, v[:, block.low : block.last])
@@ -188,7 +188,8 @@ class _Attend(Function):
             answers = _by_head(grad_cells, grid, shape.heads, width).unflatten(1, (shape.kv_heads, -1))
             to = _by_head(out, grid, shape.total, width)
             k_grad, v_grad = torch.zeros_like(k), torch.zeros_like(v)
-            for block in blocks(grid.length, window):
+            to[:, : shape.heads, : grid.skip] = 0
+            for block in blocks(grid.length, window, grid.skip):
                 queries, keys = _queries(q, block), slice(block.low, block.last)
                 weights = saved[at] if keep else _weights(queries, k, block, window, kernels)
                 at += 1

@@ -13,6 +13,8 @@ from torch import Tensor
 
 QUERY_BLOCK = 96
 """Queries are computed in blocks of about this size, so that most of the upper triangle is skipped."""
+SKIP_STEP = 16
+"""`Grid.skip` is a multiple of this, so that products of different steps have few different shapes."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Grid:
     at: int
     count: int
     length: int
+    skip: int = 0
+    """Queries that each sequence begins with and an earlier grid computes: their rows have a result there."""
 
     @property
     def cells(self) -> slice:
@@ -48,29 +52,33 @@ class Segments:
     starts: Tensor
     """(T + 1,) int64: the uses of row t are uses[starts[t]:starts[t + 1]]; their gradients add up."""
     uses: Tensor
-    """(U,) int64: cells by row."""
+    """(U,) int64: cells by row. A use before a grid's `skip` is of key and value only."""
     shared: bool
     """Whether a row is used by several sequences."""
 
     @classmethod
     def of(cls, grids: tuple[Tensor, ...], rows: int) -> Segments:
-        shapes, at = [], 0
-        for grid in grids:
-            shapes.append(Grid(at, *grid.shape))
-            at += grid.numel()
         source = torch.cat([grid.flatten() for grid in grids])
         used = source.ge(0).nonzero().flatten()
         uses = used[source[used].argsort(stable=True)]
         counts = source[used].bincount(minlength=rows)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(tuple(shapes), source.clamp(min=0), uses[starts[:-1]], starts, uses, len(uses) > rows)
+        source, first = source.clamp(min=0), uses[starts[:-1]]
+        shapes, at = [], 0
+        for grid in grids:
+            known = first[source[at : at + grid.numel()]].view(grid.shape).lt(at)  # a result of an earlier grid
+            skip = int(known.cumprod(1).sum(1).min()) if at else 0
+            shapes.append(Grid(at, *grid.shape, skip // SKIP_STEP * SKIP_STEP))
+            at += grid.numel()
+        return cls(tuple(shapes), source, first, starts, uses, len(uses) > rows)
 
 
-def blocks(length: int, window: int | None) -> Iterator[Block]:
-    """Blocks of one sequence; together they cover every pair of a causal (and sliding) attention."""
-    count = max(1, round(length / QUERY_BLOCK))
+def blocks(length: int, window: int | None, skip: int = 0) -> Iterator[Block]:
+    """Blocks of one sequence; together they cover every pair of a causal (and sliding) attention whose query is not
+    among the first `skip`."""
+    count = max(1, round((length - skip) / QUERY_BLOCK)) if length > skip else 0
     for index in range(count):
-        first, last = length * index // count, length * (index + 1) // count
+        first, last = (skip + (length - skip) * part // count for part in (index, index + 1))
         yield Block(first, last, 0 if window is None else max(0, first - window + 1))
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 GRID_WASTE = 1.15
 """A grid may have this many times the cells of its sequences before it is split by length."""
+LEAST_KNOWN = 128
+"""Cells whose queries other sequences compute, below which a grid of their own saves nothing."""
 GRID_STEP = 16
 """Grid lengths are multiples of this, so that products of different steps have few different shapes."""
 
@@ -230,6 +232,7 @@ def _pack(rows: list[_Row], share: bool) -> Batch:
     tokens: list[npt.NDArray[np.uint32]] = []
     positions: list[npt.NDArray[np.int64]] = []
     places: list[npt.NDArray[np.int64]] = []
+    known: list[int] = []
     count = 0
     for index, row in enumerate(rows):
         common = _shared(rows[index - 1].inputs, row.inputs) if index and share else 0
@@ -238,13 +241,14 @@ def _pack(rows: list[_Row], share: bool) -> Batch:
         positions.append(np.arange(common, common + fresh))
         span = np.arange(count, count + fresh)
         places.append(np.concatenate([places[-1][:common], span]) if common else span)
+        known.append(common)
         count += fresh
     queries = np.concatenate([span[row.at] for span, row in zip(places, rows, strict=True)])
     unique, picks = np.unique(queries, return_inverse=True)
     return Batch(
         tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
         positions=torch.from_numpy(np.concatenate(positions)),
-        grids=tuple(_grids(places)),
+        grids=tuple(_grids(places, known)),
         rows=torch.from_numpy(unique),
         picks=torch.from_numpy(picks),
         targets=torch.from_numpy(np.concatenate([row.targets for row in rows])),
@@ -257,17 +261,23 @@ def _pack(rows: list[_Row], share: bool) -> Batch:
     )
 
 
-def _grids(places: list[npt.NDArray[np.int64]]) -> Iterator[Tensor]:
-    """Sequences of similar length side by side: (B, L) each, -1 after the ends."""
-    group: list[npt.NDArray[np.int64]] = []
-    cells = 0
-    for positions in sorted(places, key=len):
-        if group and (cells + len(positions)) * GRID_WASTE < len(positions) * (len(group) + 1):
+def _grids(places: list[npt.NDArray[np.int64]], known: list[int]) -> Iterator[Tensor]:
+    """Sequences of similar length side by side: (B, L) each, -1 after the ends. Those that mostly repeat the `known`
+    beginning of another come last, in grids of their own: attention skips the queries of that beginning."""
+    is_late = [2 * common >= len(positions) for positions, common in zip(places, known, strict=True)]
+    if sum(common for common, late in zip(known, is_late, strict=True) if late) < LEAST_KNOWN:
+        is_late = [False] * len(places)
+    for late in (False, True):
+        group: list[npt.NDArray[np.int64]] = []
+        cells = 0
+        for positions in sorted((one for one, own in zip(places, is_late, strict=True) if own is late), key=len):
+            if group and (cells + len(positions)) * GRID_WASTE < len(positions) * (len(group) + 1):
+                yield _grid(group)
+                group, cells = [], 0
+            group.append(positions)
+            cells += len(positions)
+        if group:
             yield _grid(group)
-            group, cells = [], 0
-        group.append(positions)
-        cells += len(positions)
-    yield _grid(group)
 
 
 def _grid(group: list[npt.NDArray[np.int64]]) -> Tensor:

@@ -26,7 +26,7 @@ from sarto.engine.tuning.packing import Batch, TokenizedRows, plan, take
 from sarto.system.files import write_whole
 
 Values = npt.NDArray[np.float64]
-VERSION = 1
+VERSION = 2
 """Changes when the same rows would have other values."""
 BLOCK_ROWS = 64
 """Rows that are planned together, a whole number of examples. The division decides the rounding of sums, so it depends
