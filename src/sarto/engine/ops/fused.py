@@ -171,7 +171,7 @@ class _Attend(Function):
                 answers[:, :, block.first : block.last] = part.view(grid.count, shape.heads, -1, shape.head_dim)
                 if keep:
                     saved.append(weights)
-        ctx.save_for_backward(cells, *saved)
+        ctx.save_for_backward(qkv if segments.shared else cells, *saved)  # whichever is smaller
         ctx.arguments = segments, shape, window, keep, kernels
         return torch.index_select(out, 0, segments.first, out=roomy(out, len(qkv), out.shape[1]))
 
@@ -179,6 +179,7 @@ class _Attend(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cells, *saved = ctx.saved_tensors
         segments, shape, window, keep, kernels = ctx.arguments
+        cells = cells.index_select(0, segments.source) if segments.shared else cells
         width = shape.head_dim
         grad_cells = grad.new_zeros(len(cells), grad.shape[1]).index_copy_(0, segments.first, grad)
         out = torch.empty_like(cells)

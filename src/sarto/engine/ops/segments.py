@@ -68,7 +68,8 @@ class Segments:
         for grid in grids:
             known = first[source[at : at + grid.numel()]].view(grid.shape).lt(at)  # a result of an earlier grid
             skip = int(known.cumprod(1).sum(1).min()) if at else 0
-            shapes.append(Grid(at, *grid.shape, skip // SKIP_STEP * SKIP_STEP))
+            count, length = grid.shape
+            shapes.append(Grid(at, count, length, skip // SKIP_STEP * SKIP_STEP))
             at += grid.numel()
         return cls(tuple(shapes), source, first, starts, uses, len(uses) > rows)
 
