@@ -22,7 +22,6 @@ MAY_NAME = {
     "sarto.engine.tuning.methods.supervised": "the method itself",
     "sarto.engine.tuning.methods.distillation": "is that method, on the answers of a teacher",
     "sarto.api.vertex.unimplemented": "says in words what to use instead of a method that is not built",
-    "sarto.api.http.grpc_bridge": "lists the specs that the messages of gRPC can carry",
     "sarto.cli.docs.support": "notes on the fields of its spec",
 }
 
