@@ -96,7 +96,9 @@ async def slow_judges(site: Site) -> list[int]:
 async def rewards(site: Site) -> list[int]:
     """Code that never ends or takes all memory, and expressions that match everywhere, by callers that hang up."""
     loop = {"codeExecutionRewardScorer": {"pythonCodeSnippet": "def evaluate(e, r):\n  while True: pass"}}
-    greedy = {"codeExecutionRewardScorer": {"pythonCodeSnippet": "a = [bytearray(1 << 20) for _ in range(1 << 20)]"}}
+    greedy = {
+        "codeExecutionRewardScorer": {"pythonCodeSnippet": "evaluate = [bytearray(1 << 20) for _ in range(1 << 20)]"}
+    }
     parse = {"parseType": "REGEX_EXTRACT", "regexExtractExpression": "(x|xx)*y|x"}
     match = {"matchOperation": "REGEX_CONTAINS", "expression": "(a|b)*a(a|b){300}c"}
     slow = {"stringMatchRewardScorer": {"correctAnswerReward": 1, "stringMatchExpression": match}}

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from sarto.errors import ResourceExhausted
 from sarto.rewards.failures import LIMIT, UNUSABLE
 from sarto.rewards.reward import build_reward
 from sarto.rewards.scoring import Call, Outcome, Sample, Scored
@@ -188,3 +189,37 @@ def test_faults_of_a_composite() -> None:
     many = CompositeReinforcementTuningRewardConfig.read({"weightedRewardConfigs": [parts[0]] * 17})
     assert [fault.field for fault in config_faults(None, many, "")] == [where]
     assert [fault.field for fault in config_faults(None, None, "spec")] == ["spec.single_reward_config"]
+
+
+class Busy(Nobody):
+    """Refuses one snippet, and never answers another."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def execute(self, snippet: str, calls: Sequence[Call]) -> list[Scored]:
+        if "refused" in snippet:
+            raise ResourceExhausted("too many")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.append(snippet)
+        return []
+
+
+def test_an_error_of_the_whole_batch_ends_the_other_parts() -> None:
+    snippets = ("evaluate", "evaluate, refused")
+    parts = [
+        {"rewardConfig": {"rewardName": name, "codeExecutionRewardScorer": {"pythonCodeSnippet": name}}, "weight": 1}
+        for name in snippets
+    ]
+    config = CompositeReinforcementTuningRewardConfig.read({"weightedRewardConfigs": parts})
+    busy = Busy()
+
+    async def refused() -> list[str]:
+        with pytest.raises(ResourceExhausted):
+            await build_reward(config, busy).score([answer("42")])
+        await asyncio.sleep(0)
+        return list(busy.ended)
+
+    assert asyncio.run(refused()) == ["evaluate"]

@@ -30,8 +30,14 @@ class Reward:
         self._parts = parts
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome for each sample, in order. Does not raise for failures of scorers."""
-        columns = await asyncio.gather(*(part.score(samples) for part in self._parts))
+        """One outcome for each sample, in order. A scorer that fails raises nothing. Raises the errors of callers that
+        concern the whole batch: FailedPrecondition, ResourceExhausted."""
+        scoring = [asyncio.create_task(part.score(samples)) for part in self._parts]
+        try:
+            columns = await asyncio.gather(*scoring)
+        finally:
+            for task in scoring:  # after an error of one the others would go on
+                task.cancel()
         return [self._combined(row) for row in zip(*columns, strict=True)]
 
     def _combined(self, row: Sequence[Scored]) -> Outcome:

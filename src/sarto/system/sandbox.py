@@ -29,6 +29,10 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 PR_CAPBSET_DROP, MOST_CAPABILITIES, CAPABILITY_VERSION = 24, 64, 0x20080522
 
 PROGRAM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store")
+LIBRARY_FOLDERS = (
+    "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/lib", "/lib32", "/lib64", "/nix/store",
+    "/usr/share/zoneinfo",
+)  # fmt: skip
 SYSTEM_FILES = (
     "/proc", "/sys", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf",
     "/etc/alternatives",
@@ -87,7 +91,7 @@ def keep_computing(memory_bytes: int) -> None:
     for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_CORE):
         _lower(kind, 0)
     _lower(resource.RLIMIT_NOFILE, FEW_OPEN_FILES)
-    landlock.restrict((folder, landlock.READ) for folder in _programs())
+    landlock.restrict((folder, landlock.READ) for folder in _libraries())
     seccomp.allow_only(seccomp.COMPUTING)
 
 
@@ -139,6 +143,13 @@ def _rules(read: Iterable[str], write: Iterable[str]) -> list[tuple[str | os.Pat
 def _programs() -> list[str]:
     programs = [*PROGRAM_FOLDERS, sys.prefix, sys.base_prefix, *(folder for folder in sys.path if folder)]
     return programs + [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+
+
+def _libraries() -> list[str]:
+    """What imports read. Not the whole prefix of the interpreter, in which a home could lie."""
+    modules = [folder for folder in sys.path if folder]
+    linked = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    return [*LIBRARY_FOLDERS, f"{sys.base_prefix}/lib", *modules, *linked]
 
 
 def keep_temporary_files_in(folder: str) -> None:
