@@ -26,7 +26,7 @@ def test_a_job_gives_its_spec_and_its_method() -> None:
 
 
 def test_a_job_without_a_built_spec_has_none_and_names_the_first_for_messages() -> None:
-    job = TuningJob.read({"baseModel": "m", "reinforcementTuningSpec": {"trainingDatasetUri": "gs://b/t.jsonl"}})
+    job = TuningJob.read({"baseModel": "m", "veoTuningSpec": {"trainingDatasetUri": "gs://b/t.jsonl"}})
     assert (job.tuning_spec, job.spec_row) == (None, None)
     assert job.spec_field == "supervised_tuning_spec"
 

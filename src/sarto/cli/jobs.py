@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,9 +39,17 @@ Beta = Annotated[
 SftLossWeight = Annotated[
     float | None, typer.Option(help="Distillation: weight of the answers beside the teacher's distribution.")
 ]
-NUMBERS = ("epochCount", "learningRateMultiplier", "learningRate", "batchSize", "beta")
 INTERRUPTED_EXIT = 130
 AWAY_SECONDS, RETRY_SECONDS = 900.0, 2.0
+NUMBERS = {
+    "epochs": "epochCount", "learning_rate_multiplier": "learningRateMultiplier", "learning_rate": "learningRate",
+    "batch_size": "batchSize", "beta": "beta", "steps": "stepCount", "samples": "samplesPerPrompt",
+    "answer_tokens": "maxOutputTokens",
+}  # fmt: skip
+"""The hyper-parameter of each option of `tune` that is a number."""
+RewardFile = Annotated[
+    str, typer.Option("--reward", help="Reinforcement tuning: JSON file of the reward, as its config of the API.")
+]
 COLUMNS = ("JOB", "STATE", "BASE MODEL", "TUNED MODEL", "CREATED")
 
 
@@ -53,6 +63,10 @@ def tune(
     temperature: Annotated[float | None, typer.Option(help="Distillation: of the answers; unset is greedy.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Distillation: answers to each prompt.")] = None,
     sft_loss_weight: SftLossWeight = None,
+    reward: RewardFile = "",
+    steps: Annotated[int | None, typer.Option(help="Reinforcement tuning: number of steps.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Reinforcement tuning: answers to each prompt.")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(help="Reinforcement tuning: most tokens of an answer.")] = None,
     model: BaseModel = DEFAULT_BASE_MODEL,
     name: Annotated[str, typer.Option("--name", help="Display name of the tuned model.")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; unset lets the service choose.")] = None,
@@ -73,23 +87,17 @@ def tune(
     wait: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it ends.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Create a tuning job and watch it. Local files are converted where they are not JSON lines of a job, and uploaded
-    to the project's datasets bucket with their mapping."""
+    """Create a tuning job and watch it. Local files of other forms are converted, and uploaded with their mapping."""
     row = method_row(method)
     with client(context) as api:
         data = upload(context, api, training, validation, map_file=map_file, yes=yes, kms_key=kms_key)
-        given = (epochs, learning_rate_multiplier, learning_rate, batch_size, beta)
-        numbers: dict[str, Any] = {
-            "adapterSize": adapter_size_name(adapter_size),
-            **dict(zip(NUMBERS, given, strict=True)),
-        }
-        numbers |= answering(temperature, candidates, sft_loss_weight)
+        numbers = numbers_of(context, adapter_size) | answering(temperature, candidates, sft_loss_weight)
         spec = {
             dataset_key(row): data.training,
             "validationDatasetUri": data.validation,
             "tuningMode": tuning_mode_name(tuning_mode) if tuning_mode != "adapter" else None,
             "exportLastCheckpointOnly": last_checkpoint_only,
-            **teacher_of(api, teacher),
+            **(teacher_of(api, teacher) | reward_of(reward)),
             "hyperParameters": {key: value for key, value in numbers.items() if value is not None},
         }
         body = {
@@ -136,6 +144,26 @@ def answering(temperature: float | None, candidates: int | None, weight: float |
     values = {"temperature": temperature, "candidateCount": candidates}
     config = {name: value for name, value in values.items() if value is not None}
     return {"generationConfig": config or None, "sftLossWeightMultiplier": weight}
+
+
+def numbers_of(context: typer.Context, adapter_size: int | None) -> dict[str, Any]:
+    """The hyper-parameters of the options that are numbers."""
+    numbers = {field: context.params[option] for option, field in NUMBERS.items()}
+    return numbers | {"adapterSize": adapter_size_name(adapter_size)}
+
+
+def reward_of(path: str) -> dict[str, Any]:
+    """The field of a reward from its file: one reward, or a composite of several."""
+    if not path:
+        return {}
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"--reward {path} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InvalidArgument(f"--reward {path} is not a JSON object; write a reward config of the API.")
+    is_composite = {"weightedRewardConfigs", "weighted_reward_configs"} & config.keys()
+    return {"compositeRewardConfig" if is_composite else "singleRewardConfig": config}
 
 
 def adapter_size_name(rank: int | None) -> str | None:

@@ -38,7 +38,7 @@ class JobView:
     step: int
     total_steps: int
     facts: str
-    """Loss, speed and remaining time, as far as the job has them."""
+    """Loss or reward, speed and remaining time, as far as the job has them."""
     is_final: bool
 
     @property
@@ -56,6 +56,8 @@ def read(job: dict[str, Any]) -> JobView:
     facts = []
     if "loss" in throughput:
         facts.append(f"loss {throughput['loss']:.3f}")
+    if "reward" in throughput:
+        facts.append(f"reward {throughput['reward']:.3f}")
     if "rewardAccuracy" in throughput:
         facts.append(f"reward accuracy {throughput['rewardAccuracy']:.2f}")
     if not is_final and throughput.get("tokensPerSecond"):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sarto.contract.places import FileName
 
-DataFormat = Literal["auto", "translation", "preference", "prompts"]
+DataFormat = Literal["auto", "translation", "preference", "prompts", "reinforcement"]
 """The names in `READERS`, `conversations/examples.py`."""
 
 
@@ -73,6 +73,20 @@ class DatasetRef(Record):
     digest: str = ""
 
 
+class ReinforcementParameters(Record):
+    """Parameters of a run that learns from rewards. None means that the run chooses the value."""
+
+    reward: dict[str, Any]
+    """A reward config in the API's form, by its field of the spec."""
+    step_count: int | None = None
+    samples_per_prompt: int | None = None
+    max_output_tokens: int | None = None
+    evaluate_interval: int | None = None
+    checkpoint_interval: int | None = None
+    kl_weight: float = 0.01
+    """Weight of the distance to the initial model in nats a token."""
+
+
 class TuningParameters(Record):
     """Parameters of a run. None means that the run chooses the value from the data, with a `parameters` event."""
 
@@ -94,6 +108,8 @@ class TuningParameters(Record):
     """Weight of the distance to the initial model, in a method that learns from pairs; None in others."""
     beta_reason: str = ""
     """The reason for its value, if the user did not set it."""
+    reinforcement: ReinforcementParameters | None = None
+    """Of a method that learns from rewards; None in others."""
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

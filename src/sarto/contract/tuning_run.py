@@ -81,6 +81,8 @@ class RunSpec(Record):
     """Of a distillation: the rows of its datasets are prompts, which the teacher answers first."""
     past_runs: list[PastRun] = Field(default_factory=list)
     """Runs of the same project, newest first."""
+    quotes: bool = True
+    """Whether events may quote the data; not those of a job with a customer key."""
     stop_early: bool = False
     """Stop when validation loss turns; otherwise a run only reports the advice."""
 
@@ -132,6 +134,8 @@ class DataStats(Record):
     """The first pairs in the same form: contents, and completions with their scores."""
     scores: Distribution | None = None
     """Scores of the completions of pairs; None for rows without scores."""
+    sample_prompts: list[dict[str, Any]] = Field(default_factory=list)
+    """The first rows in the same form, of data whose rows are prompts."""
     is_prompts: bool = False
     """The rows are prompts; `output_tokens` are those of earlier replies, which are zero."""
     step_count: int
@@ -161,6 +165,14 @@ class ChosenParameters(Record):
     """0 is greedy."""
     sft_loss_weight_multiplier: float | None = None
     """Weight of the cross-entropy beside the divergence, at token level."""
+    samples_per_prompt: int | None = None
+    """This and the next fields: of a method that learns from rewards."""
+    max_output_tokens: int | None = None
+    evaluate_interval: int | None = None
+    checkpoint_interval: int | None = None
+    kl_weight: float | None = None
+    temperature: float | None = None
+    seed: int | None = None
     reasons: dict[str, str]
     details: dict[str, Any] = Field(default_factory=dict)
 
@@ -170,18 +182,38 @@ class StepMetrics(Record):
     epoch: int
     """1-based epoch of the step."""
     loss: float
-    """Mean in nats over the method's units in the whole optimiser step: supervised tokens, or pairs."""
-    accuracy: float
+    """Mean in nats over the method's units in the whole optimiser step: supervised tokens, pairs, or tokens of
+    answers."""
+    accuracy: float = 0.0
     """Share of supervised tokens predicted right under teacher forcing, or of pairs whose preferred completion has the
     higher reward."""
     kl: float | None = None
-    """Mean divergence of the student from the teacher in nats, in distillation at token level."""
+    """Mean divergence in nats a token: of the student from the teacher in distillation at token level, and from the
+    initial model in a method that learns from rewards."""
     margin: float | None = None
     """Mean over pairs of the reward of the preferred completion less that of the other one."""
     chosen_logp: float | None = None
     """Mean log-probability of the preferred completions in nats, over whole completions."""
     rejected_logp: float | None = None
     """The same of the rejected completions."""
+    reward: float | None = None
+    """This and the next fields: of a method that learns from rewards. Mean reward of the answers."""
+    generation_length: float | None = None
+    """Mean number of tokens of an answer."""
+    thinking_length: float | None = None
+    reward_latency: float | None = None
+    """Mean seconds for the reward of an answer, and the 95th percentile."""
+    reward_latency_p95: float | None = None
+    sampling_latency: float | None = None
+    sampling_latency_p95: float | None = None
+    cut_share: float | None = None
+    """Share of the answers that were cut at the limit of their length."""
+    failed_share: float | None = None
+    """Share of the answers whose reward could not be computed."""
+    learnable: float | None = None
+    """Share of the prompts whose answers differ in their reward."""
+    mismatch: float | None = None
+    """Mean difference of the log-probabilities of sampler and trainer in nats."""
     supervised_tokens: int
     """Number of the units."""
     tokens: int
@@ -200,11 +232,22 @@ class EvalMetrics(Record):
     step: int
     epoch: int
     loss: float
-    accuracy: float
+    """The negative reward of a method that learns from rewards."""
+    accuracy: float = 0.0
     kl: float | None = None
     margin: float | None = None
     chosen_logp: float | None = None
     rejected_logp: float | None = None
+    reward: float | None = None
+    """This and the next fields: as those of StepMetrics, for one greedy answer to each prompt."""
+    generation_length: float | None = None
+    thinking_length: float | None = None
+    reward_latency: float | None = None
+    reward_latency_p95: float | None = None
+    sampling_latency: float | None = None
+    sampling_latency_p95: float | None = None
+    cut_share: float | None = None
+    failed_share: float | None = None
     supervised_tokens: int
 
 
@@ -230,6 +273,18 @@ _SUPERVISED = Series(
         "/eval_num_predictions": "supervised_tokens",
     },
 )
+ANSWERS = {
+    "mean_reward": "reward",
+    "generation_length": "generation_length",
+    "thinking_token_length": "thinking_length",
+    "mean_reward_latency": "reward_latency",
+    "p95_reward_latency": "reward_latency_p95",
+    "mean_sampling_latency": "sampling_latency",
+    "p95_sampling_latency": "sampling_latency_p95",
+    "cut_answers": "cut_share",
+    "failed_rewards": "failed_share",
+}
+"""Series of sampled answers, in training and in evaluation."""
 SERIES: dict[str, Series] = {
     "supervised": _SUPERVISED,
     "preference": Series(
@@ -251,6 +306,15 @@ SERIES: dict[str, Series] = {
     "distillation": Series(
         steps=_SUPERVISED.steps | {"/train_kl_loss": "kl"},
         evaluations=_SUPERVISED.evaluations | {"/eval_kl_loss": "kl"},
+    ),
+    "reinforcement": Series(
+        steps={
+            **{f"/train_{name}": field for name, field in ANSWERS.items()},
+            "/learnable_prompt_ratio": "learnable",
+            "/train_kl": "kl",
+            "/train_sampler_mismatch": "mismatch",
+        },
+        evaluations={f"/eval_{name}": field for name, field in ANSWERS.items()},
     ),
 }
 """The time series of each method, by its name. New methods come last, because the order decides the ids of an

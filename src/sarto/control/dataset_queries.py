@@ -23,7 +23,7 @@ from sarto.control.context import Control
 from sarto.control.jobs import dataset_check, tuning_jobs
 from sarto.control.jobs.job_row import plan_of
 from sarto.control.runs import past_runs, sealed_files
-from sarto.control.runs.run_spec import TRANSLATION_TOKENS, tuning_parameters
+from sarto.control.runs.run_spec import TRANSLATION_TOKENS, tuning_parameters, with_reward
 from sarto.errors import FieldViolation, InvalidArgument, NotFound
 from sarto.names import LocationName, ResourceName, new_id
 from sarto.schema.tuning_jobs import SPECS, SpecRow, TuningMode
@@ -76,7 +76,8 @@ def question(control: Control, principal: Principal, parent: LocationName, check
         run_identity.may_read(control, principal, project, uri)
     entry = control.catalog.find(check.base_model, "base_model")
     method = _method(check, entry.rules.kind)
-    parameters = method.message.read({"hyper_parameters": check.hyper_parameters or {}}).parameters
+    spec = method.message.read({"hyper_parameters": check.hyper_parameters or {}})
+    parameters = spec.parameters
     is_full = check.tuning_mode is TuningMode.TUNING_MODE_FULL
     rank = parameters.adapter_size.rank if parameters.adapter_size else entry.rules.default_adapter_size
     data_format = method.format_for(entry.rules.kind)
@@ -96,7 +97,9 @@ def question(control: Control, principal: Principal, parent: LocationName, check
         training=refs[0],
         validation=refs[1] if len(refs) > 1 else None,
         data_format=data_format,
-        parameters=tuning_parameters(method, parameters, 0 if is_full else rank, entry.weights, is_full=is_full),
+        parameters=with_reward(
+            tuning_parameters(method, parameters, 0 if is_full else rank, entry.weights, is_full=is_full), spec
+        ),
         max_tokens_per_example=TRANSLATION_TOKENS if data_format == "translation" else entry.weights.context,
         max_training_examples=control.limits.max_training_examples,
         max_validation_examples=control.limits.max_validation_examples,

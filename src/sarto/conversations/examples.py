@@ -38,10 +38,11 @@ __all__ = [
     "parse_line",
     "read_conversation",
     "read_row",
+    "references_of",
     "translation_prompt",
 ]  # fmt: skip
 
-DataFormat = Literal["auto", "translation", "preference", "prompts"]
+DataFormat = Literal["auto", "translation", "preference", "prompts", "reinforcement"]
 BOM = b"\xef\xbb\xbf"
 OTHER_FILES = {
     b"\x1f\x8b": "a gzip file",
@@ -172,11 +173,43 @@ def _read_prompt(raw: bytes, line: int) -> tuple[Example]:
     return (Example(tuple(turns), tools, line, kind),)
 
 
+def _read_rewarded(raw: bytes, line: int) -> tuple[Example]:
+    """A prompt whose answers are sampled; its `references` are for the reward."""
+    try:
+        row = read_row(raw, line)
+        references_of(row)
+        row.pop("references", None)
+        if row.get("tools"):
+            raise RowFault("tools", "function declarations", "a row without tools", "leave them out: not built yet")
+        turns, paths, tools = read_contents_row(row)
+        check_question(turns, paths)
+        if turns[-1].role != "user":
+            raise RowFault(paths[-1], f"a {turns[-1].role} turn at the end", "a user turn at the end", "end with it")
+    except RowFault as fault:
+        fault.line = line
+        raise
+    return (Example(tuple(turns), tools, line, "contents"),)
+
+
+def references_of(row: dict[str, Any]) -> dict[str, str]:
+    """The values of a row for its reward, by their names. Raises RowFault."""
+    references = row.get("references")
+    if references is None:
+        return {}
+    if not isinstance(references, dict):
+        raise RowFault("references", describe(references), "an object of strings", "write name and value of each")
+    for name, value in references.items():
+        if not isinstance(value, str):
+            raise RowFault(f"references.{name}", describe(value), "a string", "write the value in double quotes")
+    return references
+
+
 READERS: dict[DataFormat, Callable[[bytes, int], tuple[Example, ...]]] = {
     "auto": _read_reply,
     "translation": partial(_read_reply, is_translation=True),
     "preference": _read_pair_of_replies,
     "prompts": _read_prompt,
+    "reinforcement": _read_rewarded,
 }
 """The parser of a row's examples, by the form of the data; each form returns the same number for every row."""
 

@@ -16,6 +16,11 @@ from pydantic.alias_generators import to_camel
 from sarto.schema.distillation import DistillationDataStats, DistillationHyperParameters, DistillationSpec
 from sarto.schema.evaluation import EvaluateDatasetRun, EvaluationConfig
 from sarto.schema.generation import Content
+from sarto.schema.reinforcement import (
+    ReinforcementTuningDataStats,
+    ReinforcementTuningHyperParameters,
+)
+from sarto.schema.reinforcement import ReinforcementTuningSpec as ReinforcementTuningSpec
 from sarto.schema.tuning_values import RANKS as RANKS
 from sarto.schema.tuning_values import AdapterSize as AdapterSize
 from sarto.schema.tuning_values import PlainDistribution as PlainDistribution
@@ -144,13 +149,18 @@ class PreferenceOptimizationSpec(Message):
         return self.hyper_parameters or PreferenceOptimizationHyperParameters()
 
 
-TuningSpec = SupervisedTuningSpec | PreferenceOptimizationSpec | DistillationSpec
+TuningSpec = SupervisedTuningSpec | PreferenceOptimizationSpec | DistillationSpec | ReinforcementTuningSpec
 """The spec of any method. A spec without one of these fields declares it as a ClassVar that is None."""
-HyperParameters = SupervisedHyperParameters | PreferenceOptimizationHyperParameters | DistillationHyperParameters
+HyperParameters = (
+    SupervisedHyperParameters
+    | PreferenceOptimizationHyperParameters
+    | DistillationHyperParameters
+    | ReinforcementTuningHyperParameters
+)
 """The hyper-parameters of any method, in the same way."""
 
 
-DataFormat = Literal["auto", "translation", "preference", "prompts"]
+DataFormat = Literal["auto", "translation", "preference", "prompts", "reinforcement"]
 """The names in `conversations/examples.py`."""
 
 
@@ -160,7 +170,12 @@ class SpecRow:
 
     method: str
     """Its name in a run's spec."""
-    message: type[SupervisedTuningSpec] | type[PreferenceOptimizationSpec] | type[DistillationSpec]
+    message: (
+        type[SupervisedTuningSpec]
+        | type[PreferenceOptimizationSpec]
+        | type[DistillationSpec]
+        | type[ReinforcementTuningSpec]
+    )
     field: str
     """The field of TuningJob that holds its spec."""
     data_stats: str
@@ -179,6 +194,10 @@ class SpecRow:
     """Factor on the learning rate that is recommended for supervised tuning of a base model."""
     warmup_fraction: float = 0.05
     """Share of the steps in which the learning rate rises."""
+    batch_size_for_all: bool = False
+    """Whether models that are not open have a batch size too."""
+    most_rows: int | None = None
+    """Most rows of its training data, if there are fewer than this service allows."""
 
     def reads(self, kind: str) -> bool:
         """Whether it tunes models of this kind; translation models have rows of their own form."""
@@ -231,6 +250,18 @@ SPECS: dict[str, SpecRow] = {
         data_format="prompts",
         tune_type="distillation",
         client_name="DISTILLATION",
+    ),
+    "reinforcement": SpecRow(
+        method="reinforcement",
+        message=ReinforcementTuningSpec,
+        field="reinforcement_tuning_spec",
+        data_stats="reinforcement_tuning_data_stats",
+        data_format="reinforcement",
+        tune_type="reinforcement",
+        client_name="REINFORCEMENT_TUNING",
+        rate_share=0.1,
+        batch_size_for_all=True,
+        most_rows=5000,
     ),
 }
 """The table of specs: a line for each implemented method, by its name."""
@@ -325,7 +356,7 @@ class TuningDataStats(Message):
     supervised_tuning_data_stats: SupervisedTuningDataStats | None = None
     distillation_data_stats: DistillationDataStats | None = None
     preference_optimization_data_stats: PreferenceOptimizationDataStats | None = None
-    reinforcement_tuning_data_stats: Struct | None = None
+    reinforcement_tuning_data_stats: ReinforcementTuningDataStats | None = None
 
 
 class TunedModelCheckpoint(Message):
@@ -407,7 +438,7 @@ class TuningJob(Message):
     supervised_tuning_spec: SupervisedTuningSpec | None = None
     preference_optimization_spec: PreferenceOptimizationSpec | None = None
     distillation_spec: DistillationSpec | None = None
-    reinforcement_tuning_spec: Struct | None = None
+    reinforcement_tuning_spec: ReinforcementTuningSpec | None = None
     partner_model_tuning_spec: Struct | None = None
     veo_tuning_spec: Struct | None = None
     veo_lora_tuning_spec: Struct | None = None

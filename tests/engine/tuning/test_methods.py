@@ -91,8 +91,8 @@ def test_ranks_share_whole_pairs() -> None:
 
 
 def test_a_method_that_is_not_there_is_refused_by_name(tiny: BaseWeights, tmp_path: Path) -> None:
-    with pytest.raises(Unimplemented, match=r'no tuning method "reinforcement".*supervised, preference'):
-        Session(make_spec(tiny, tmp_path, method="reinforcement"), make_parameters(), make_rows(8), None)
+    with pytest.raises(Unimplemented, match=r'no tuning method "guessing".*supervised, preference'):
+        Session(make_spec(tiny, tmp_path, method="guessing"), make_parameters(), make_rows(8), None)
 
 
 def test_a_method_refuses_data_that_it_does_not_read(

@@ -163,7 +163,7 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
         "only our own kernels guarantee an order of sums",
     ),
     (
-        "reinforcement and video tuning",
+        "video tuning",
         "refused by name",
         "not implemented",
     ),

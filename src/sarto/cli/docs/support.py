@@ -111,6 +111,15 @@ NOTES: dict[str, str] = {
     "distillation_spec.hyper_parameters.sft_loss_weight_multiplier": "From 0 to 1,000; asks for token level.",
     "distillation_spec.hyper_parameters.learning_rate": "As for supervised tuning, and so are the others.",
     "distillation_spec.tuning_mode": "As for supervised tuning; all weights learn from answers alone.",
+    "reinforcement_tuning_spec": "GRPO on answers of the model itself; see"
+    " [data.md](data.md#prompts-for-reinforcement-tuning).",
+    "reinforcement_tuning_spec.training_dataset_uri": "`gs://BUCKET/FILE.jsonl` of prompts, text only.",
+    "reinforcement_tuning_spec.hyper_parameters.step_count": "At most 500, and not beside `epochCount`.",
+    "reinforcement_tuning_spec.hyper_parameters.samples_per_prompt": "Times `batchSize` a multiple of 16, at most"
+    " 8,192.",
+    "reinforcement_tuning_spec.hyper_parameters.learning_rate_multiplier": "From 0.25 to 4.",
+    "reinforcement_tuning_spec.hyper_parameters.thinking_level": "`MINIMAL` only: answers have no thoughts yet.",
+    "reinforcement_tuning_spec.hyper_parameters.thinking_budget": "0 only.",
 }
 
 

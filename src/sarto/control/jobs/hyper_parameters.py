@@ -7,6 +7,9 @@ from sarto.control.context import Control
 from sarto.control.jobs.label_switches import QUANTISATION_LABEL
 from sarto.control.jobs.source_model import SourceModel
 from sarto.control.jobs.violations import ROOT, Violations, spec_path
+from sarto.rewards.validation import config_faults
+from sarto.schema.reinforcement import ReinforcementTuningHyperParameters, ReinforcementTuningSpec
+from sarto.schema.reinforcement import ReinforcementTuningThinkingLevel as Level
 from sarto.schema.tuning_jobs import AdapterSize, TuningJob, TuningMode, TuningSpec
 
 ADAPTER = "use TUNING_MODE_PEFT_ADAPTER"
@@ -20,9 +23,26 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Least and greatest value of each; outside of them a model learns nothing, or numbers overflow."""
 
+SAMPLING_BOUNDS: dict[str, tuple[float, float]] = {
+    "step_count": (1, 500),
+    "samples_per_prompt": (2, 8192),
+    "max_output_tokens": (1, 32_768),
+    "evaluate_interval": (1, 500),
+    "checkpoint_interval": (1, 500),
+    "learning_rate_multiplier": (0.25, 4),
+}
+"""Least and greatest value of each; one answer to a prompt has nothing to be compared with."""
+UNBUILT_SCORERS = ("code_execution_reward_scorer", "autorater_scorer", "cloud_run_reward_scorer")
+GROUP, MOST_ANSWERS = 16, 8192
+WITHOUT_THOUGHTS = (None, Level.REINFORCEMENT_TUNING_THINKING_LEVEL_UNSPECIFIED, Level.MINIMAL)
 
-def check(spec: TuningSpec, path: str, source: SourceModel | None, faults: Violations) -> int:
+
+def check(
+    spec: TuningSpec, path: str, source: SourceModel | None, faults: Violations, *, batch_size_for_all: bool
+) -> int:
     """Check all hyper-parameters of the spec at `path`; returns the rank, 0 if it is not known yet."""
+    if isinstance(spec, ReinforcementTuningSpec):
+        _check_sampling(spec, path, faults)
     is_full = spec.tuning_mode is TuningMode.TUNING_MODE_FULL
     parameters, path = spec.hyper_parameters, f"{path}.hyper_parameters"
     if parameters is None:
@@ -37,10 +57,45 @@ def check(spec: TuningSpec, path: str, source: SourceModel | None, faults: Viola
         return 0
     if source.entry.rules.kind != "open":
         for name, value in (("learning_rate", parameters.learning_rate), ("batch_size", parameters.batch_size)):
-            if value is not None:
+            if value is not None and not (batch_size_for_all and name == "batch_size"):
                 hint = " Use learningRateMultiplier." if name == "learning_rate" else ""
                 faults.add(f"{path}.{name}", f"This is for open models, not for {source.base_model}.{hint}")
     return 0 if is_full else _rank(parameters.adapter_size, path, source, faults)
+
+
+def _check_sampling(spec: ReinforcementTuningSpec, path: str, faults: Violations) -> None:
+    """Add the faults of a reward, and of the numbers that only its method has."""
+    faults.wrong.extend(config_faults(spec.single_reward_config, spec.composite_reward_config, path))
+    for where, one in spec.rewards(path):
+        for scorer in UNBUILT_SCORERS:
+            if getattr(one, scorer) is not None:
+                faults.refuse(
+                    f"{where}.{scorer}", "Jobs have no rewards by this scorer yet; use stringMatchRewardScorer."
+                )
+    parameters, path = spec.parameters, f"{path}.hyper_parameters"
+    for name, (least, most) in SAMPLING_BOUNDS.items():
+        value = getattr(parameters, name)
+        if value is not None and not least <= value <= most:
+            faults.add(f"{path}.{name}", f"{value} is not allowed; give a number from {least:g} to {most:g}.")
+    _check_answers(parameters, path, faults)
+    every, stored = parameters.evaluate_interval, parameters.checkpoint_interval
+    if every and stored and stored % every:
+        words = f"{stored} is not a multiple of evaluateInterval, {every}; each checkpoint is evaluated."
+        faults.add(f"{path}.checkpoint_interval", words)
+    if parameters.thinking_level not in WITHOUT_THOUGHTS:
+        words = f"{parameters.thinking_level} asks for thoughts, which answers do not have here yet; use MINIMAL."
+        faults.add(f"{path}.thinking_level", words)
+    if parameters.thinking_budget:
+        faults.add(f"{path}.thinking_budget", "Answers have no thoughts here yet; use 0, or leave it out.")
+
+
+def _check_answers(parameters: ReinforcementTuningHyperParameters, path: str, faults: Violations) -> None:
+    prompts, samples = parameters.batch_size, parameters.samples_per_prompt
+    if prompts is None or samples is None or prompts < 1 or samples < 1:
+        return  # a default is known when the run has a machine
+    if prompts * samples % GROUP or prompts * samples > MOST_ANSWERS:
+        words = f"batchSize times samplesPerPrompt is {prompts * samples:,}; it must be a multiple of {GROUP}"
+        faults.add(f"{path}.samples_per_prompt", f"{words}, at most {MOST_ANSWERS:,}.")
 
 
 def _rank(size: AdapterSize | None, path: str, source: SourceModel, faults: Violations) -> int:

@@ -37,8 +37,7 @@ from sarto.storage.buckets.store import StoredObject
 
 BUILT_SPECS = tuple(row.field for row in SPECS.values())
 UNBUILT_SPECS = tuple(name for name in TuningJob.ONEOFS["tuning_spec"] if name not in BUILT_SPECS)
-UNBUILT_METHODS = {"REINFORCEMENT_TUNING": "reinforcement_tuning_spec"}
-METHODS = {row.client_name: row.field for row in SPECS.values()} | UNBUILT_METHODS
+METHODS = {row.client_name: row.field for row in SPECS.values()}
 """The field of each method by its name in Google's clients; with any other name they send a job without a spec."""
 OUTPUT_ONLY: dict[str, object] = {
     "name": "",
@@ -90,8 +89,10 @@ def accept(
     if (form := label_switches.Switches.of(job.labels).quantisation) and QUANTISED not in weights:
         weights = f"{weights}{QUANTISED}{form}"
     rank, teacher, data = 0, None, list[StoredObject]()
-    if job.tuning_spec is not None:
-        rank = hyper_parameters.check(job.tuning_spec, spec_path(job), source, faults)
+    if job.tuning_spec is not None and job.spec_row is not None:
+        rank = hyper_parameters.check(
+            job.tuning_spec, spec_path(job), source, faults, batch_size_for_all=job.spec_row.batch_size_for_all
+        )
         hyper_parameters.check_mode(control, job, source, kms_key, faults)
         teacher = other_models.check_teacher(control, principal, job, weights, kms_key, faults)
         data = _check_datasets(control, principal, project, job, source, faults, kms_key, with_rows=wishes is None)

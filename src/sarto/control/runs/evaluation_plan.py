@@ -14,16 +14,18 @@ from sarto.control.runs import sealed_files
 from sarto.errors import FailedPrecondition
 from sarto.schema.evaluation import judge_names
 from sarto.schema.generation import GenerationConfig
-from sarto.schema.tuning_jobs import TuningJob
+from sarto.schema.tuning_jobs import ReinforcementTuningSpec, TuningJob
 
 
 def evaluation_plan(
     control: Control, job: TuningJob, judges_here: Mapping[str, Judge], places: Places
-) -> EvaluationPlan:
-    """The evaluation plan for a spec, with file names in these places. Raises SartoError if a judge is not here any
-    more."""
+) -> EvaluationPlan | None:
+    """The evaluation plan for a spec, with file names in these places; None without validation data, and for a method
+    whose rows have no replies to compare answers with. Raises SartoError if a judge is not here any more."""
     spec = job.tuning_spec
-    config = spec.evaluation_config if spec else None
+    if spec is None or not spec.validation_dataset_uri or isinstance(spec, ReinforcementTuningSpec):
+        return None
+    config = spec.evaluation_config
     limit = control.limits.max_evaluation_seconds
     if config is None:
         return EvaluationPlan(max_seconds=limit)

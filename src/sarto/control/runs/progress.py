@@ -68,7 +68,7 @@ class PendingProgress:
         if line.kind == "warning":
             self.warnings.append(line.message)
         if line.data is not None:
-            self.changes["tuningDataStats"] = {self.method.data_stats_key: data_stats(line.data)}
+            self.changes["tuningDataStats"] = {self.method.data_stats_key: data_stats(line.data, self.method)}
             self.events.append(("data", _about_data(line.data), {}))
         if line.parameters is not None:
             self.chosen = line.parameters
@@ -105,9 +105,11 @@ class PendingProgress:
         if self.step is not None:
             epochs = self.step.step * self.chosen.epoch_count // max(self.chosen.total_steps, 1)
             written["completedStepCount"] = str(self.step.step)
-            written["completedEpochCount"] = str(epochs)
+            reward = self.step.reward
+            if reward is None:
+                written["completedEpochCount"] = str(epochs)
             written["throughput"] = {
-                "loss": round(self.step.loss, 4),
+                **({"loss": round(self.step.loss, 4)} if reward is None else {"reward": round(reward, 4)}),
                 "tokensPerSecond": round(self.step.tokens_per_second, 1),
                 "secondsLeft": round(self.step.seconds_left, 1),
                 **({} if self.step.margin is None else {"rewardAccuracy": round(self.step.accuracy, 4)}),
@@ -140,12 +142,15 @@ def effective(chosen: ChosenParameters) -> dict[str, Any]:
     return {**written, "reasons": {to_camel(name): reason for name, reason in chosen.reasons.items()}}
 
 
-def data_stats(stats: DataStats) -> dict[str, Any]:
+def data_stats(stats: DataStats, method: SpecRow) -> dict[str, Any]:
     """The API's statistics of a dataset; token counts are those of one pass over the data."""
     if stats.scores is not None:
         return _pair_stats(stats, stats.scores)
     if stats.is_prompts:
-        return {"trainingDatasetStats": _prompt_stats(stats)}
+        if method.data_stats == "distillation_data_stats":
+            return {"trainingDatasetStats": _prompt_stats(stats) | {"userDatasetExamples": stats.sample_contents}}
+        examples = {"userDatasetExamples": stats.sample_prompts}
+        return _prompt_stats(stats) | {"reinforcementTuningUserDatasetExamples": examples}
     written: dict[str, Any] = {
         "tuningDatasetExampleCount": str(stats.example_count),
         "totalTuningCharacterCount": str(stats.character_count),
@@ -186,6 +191,7 @@ def _pair_stats(stats: DataStats, scores: Distribution) -> dict[str, Any]:
 
 
 def _prompt_stats(stats: DataStats) -> dict[str, Any]:
+    """Answers come later, so there is no distribution of their tokens; only prompts are billed."""
     written: dict[str, Any] = {
         "tuningDatasetExampleCount": str(stats.example_count),
         "totalTuningCharacterCount": str(stats.character_count),
@@ -193,7 +199,6 @@ def _prompt_stats(stats: DataStats) -> dict[str, Any]:
         "tuningStepCount": str(stats.step_count),
         "userInputTokenDistribution": _plain_distribution(stats.input_tokens),
         "userMessagePerExampleDistribution": _plain_distribution(stats.messages),
-        "userDatasetExamples": stats.sample_contents,
     }
     if stats.dropped_count:
         written["droppedExampleIndices"] = [str(index) for index in stats.dropped_indices]
@@ -245,9 +250,12 @@ def _about_data(stats: DataStats) -> str:
 
 def _about_parameters(chosen: ChosenParameters) -> str:
     trained = f"rank {chosen.rank}" if chosen.rank else "all weights"
+    answers = ""
+    if chosen.samples_per_prompt is not None:
+        answers = f" x {chosen.samples_per_prompt} answers of up to {chosen.max_output_tokens} tokens"
     return (
-        f"Tuning takes {chosen.total_steps} steps: {chosen.epoch_count} epochs, batches of {chosen.batch_size}, "
-        f"learning rate {chosen.learning_rate:g}, {trained}"
+        f"Tuning takes {chosen.total_steps} steps: {chosen.epoch_count} epochs, "
+        f"batches of {chosen.batch_size}{answers}, learning rate {chosen.learning_rate:g}, {trained}"
         f"{'' if chosen.beta is None else f', beta {chosen.beta:g}'}"
         f"{f', at {chosen.distillation_level} level from {chosen.teacher}' if chosen.teacher else ''}."
     )

@@ -138,24 +138,34 @@ def ending(
     job = job_of(row)
     method = _method(job)
     if result.data is not None:
-        changes["tuningDataStats"] = {method.data_stats_key: data_stats(result.data)}
+        changes["tuningDataStats"] = {method.data_stats_key: data_stats(result.data, method)}
     metadata = job.tuning_job_metadata or TuningJobMetadata()
     if metadata.throughput is not None:  # loss and speed stay, as they were last
         lasting = {name: value for name, value in metadata.throughput.items() if name != "secondsLeft"}
         metadata = metadata.model_copy(update={"throughput": lasting})
     if (chosen := result.parameters) is not None:
         counts = {"total_step_count": chosen.total_steps, "completed_step_count": chosen.total_steps}
-        progress = counts | {"completed_epoch_count": chosen.epoch_count, "effective_parameters": effective(chosen)}
+        if chosen.samples_per_prompt is None:
+            counts["completed_epoch_count"] = chosen.epoch_count
+        progress = counts | {"effective_parameters": effective(chosen)}
         metadata = metadata.model_copy(update=progress)
         assert job.tuning_spec is not None
         changes[method.key] = _resolved(job.tuning_spec, plan_of(row), chosen).to_json()
     return {**changes, "tuningJobMetadata": metadata.to_json() or None}
 
 
+SAMPLING = (
+    "batch_size", "samples_per_prompt", "max_output_tokens", "evaluate_interval", "checkpoint_interval",
+)  # fmt: skip
+
+
 def _resolved(spec: TuningSpec, plan: JobPlan, chosen: ChosenParameters) -> TuningSpec:
     """The job's spec with the chosen values in unset fields. Written only at the end, since a later attempt needs the
     original."""
     values: dict[str, Any] = {"epoch_count": chosen.epoch_count}
+    if chosen.samples_per_prompt is not None:
+        values = {} if spec.parameters.epoch_count else {"step_count": chosen.total_steps}
+        values |= {name: getattr(chosen, name) for name in SAMPLING}
     if not plan.is_full:
         values["adapter_size"] = AdapterSize.of_rank(chosen.rank)
     if spec.parameters.learning_rate is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from sarto.catalog import DIGEST_FILE, Weights
-from sarto.contract.common import CUSTOM, FULL, BaseWeights, DatasetRef, TuningParameters
+from sarto.contract.common import CUSTOM, FULL, BaseWeights, DatasetRef, ReinforcementParameters, TuningParameters
 from sarto.contract.run_folder import BASE_FOLDER, DATA_FOLDER, RESUME_FOLDER, SPEC_FILE, TOKENS, in_workspace
 from sarto.contract.tuning_run import RunSpec
 from sarto.control.context import QUANTISED, Control
@@ -26,7 +26,7 @@ from sarto.control.runs.evaluation_plan import evaluation_plan, teaching
 from sarto.control.runs.workspace import Workspace
 from sarto.control.scheduling.leases import Lease
 from sarto.errors import FailedPrecondition
-from sarto.schema.tuning_jobs import HyperParameters, SpecRow, TuningJob
+from sarto.schema.tuning_jobs import HyperParameters, ReinforcementTuningSpec, SpecRow, TuningJob, TuningSpec
 from sarto.system.files import write_whole
 
 ALPHA_PER_RANK = 2.0
@@ -63,12 +63,14 @@ def prepare(
         if validation_uri
         else None,
         data_format=row.format_for(plan.kind),
-        parameters=_with_wishes(
-            tuning_parameters(row, spec.parameters, plan.rank, weights, is_full=plan.is_full), plan
+        parameters=with_reward(
+            _with_wishes(tuning_parameters(row, spec.parameters, plan.rank, weights, is_full=plan.is_full), plan), spec
         ),
         export_last_checkpoint_only=bool(spec.export_last_checkpoint_only),
         max_tokens_per_example=_context(plan, weights, base_folder),
-        max_training_examples=control.limits.max_training_examples,
+        max_training_examples=min(
+            control.limits.max_training_examples, row.most_rows or control.limits.max_training_examples
+        ),
         max_validation_examples=control.limits.max_validation_examples,
         cache_folder=TOKENS,
         resume_folder=in_workspace(RESUME_FOLDER),
@@ -81,12 +83,29 @@ def prepare(
         past_runs=past_runs.of_project(control.database, lease.project),
         stop_early=switches.stop_early,
         low_memory=switches.low_memory,
-        evaluation=evaluation_plan(control, job, plan.judges, workspace.places) if validation_uri else None,
+        evaluation=evaluation_plan(control, job, plan.judges, workspace.places),
         teaching=teaching(control, job, plan, base_folder, workspace.places),
+        quotes=not workspace.key,
     )
     workspace.places.located(run_spec)  # raises where a name is none
     write_whole(workspace.run_folder / SPEC_FILE, run_spec.model_dump_json(indent=1).encode())
     return run_spec
+
+
+def with_reward(parameters: TuningParameters, spec: TuningSpec) -> TuningParameters:
+    """The parameters with the reward and the numbers of a spec that has one."""
+    if not isinstance(spec, ReinforcementTuningSpec):
+        return parameters
+    given = spec.parameters
+    sampling = ReinforcementParameters(
+        reward=spec.reward,
+        step_count=given.step_count,
+        samples_per_prompt=given.samples_per_prompt,
+        max_output_tokens=given.max_output_tokens,
+        evaluate_interval=given.evaluate_interval,
+        checkpoint_interval=given.checkpoint_interval,
+    )
+    return parameters.model_copy(update={"reinforcement": sampling})
 
 
 def _base(

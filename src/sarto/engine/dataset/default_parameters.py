@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sarto.contract.common import TuningParameters
 from sarto.contract.tuning_run import ChosenParameters
+from sarto.engine.dataset.sampling_parameters import WARMUP_STEPS, SamplingParameters, choose_sampling
 from sarto.engine.dataset.token_store import TokenStore
 from sarto.plurals import row_count
 
@@ -57,10 +58,15 @@ def choose(
 ) -> ChosenParameters:
     """The hyper-parameters of a run. `reasons` has a sentence for each value that the request does not set."""
     reasons: dict[str, str] = {}
-    epochs = requested.epoch_count
+    sampling = None
+    if requested.reinforcement is not None:
+        has_accelerator = bool(device) and device != "cpu"
+        sampling = choose_sampling(data.rows, requested, requested.reinforcement, has_accelerator=has_accelerator)
+        reasons |= sampling.reasons
+    epochs = sampling.epochs if sampling else requested.epoch_count
     if epochs is None:
         epochs, reasons["epoch_count"] = _epochs(data.rows) if requested.beta is None else _epochs_of_pairs(data.rows)
-    batch = requested.batch_size
+    batch = sampling.batch_size if sampling else requested.batch_size
     if batch is None:
         batch, reasons["batch_size"] = _batch_size(data)
     rate = requested.learning_rate
@@ -76,8 +82,8 @@ def choose(
         reasons["learning_rate_multiplier"] = (
             f"{rate:g}, multiplied by {requested.learning_rate_multiplier:g} as requested"
         )
-    steps = epochs * -(-data.rows // batch)
-    return ChosenParameters(
+    steps = sampling.steps if sampling else epochs * -(-data.rows // batch)
+    chosen = ChosenParameters(
         rank=requested.rank,
         alpha=requested.alpha,
         epoch_count=epochs,
@@ -90,6 +96,25 @@ def choose(
         threads=threads,
         beta=requested.beta,
         reasons=reasons,
+    )
+    return chosen if sampling is None else _with_sampling(chosen, sampling, requested)
+
+
+def _with_sampling(
+    chosen: ChosenParameters, sampling: SamplingParameters, requested: TuningParameters
+) -> ChosenParameters:
+    assert requested.reinforcement is not None
+    return chosen.model_copy(
+        update={
+            "warmup_steps": min(WARMUP_STEPS, sampling.steps),
+            "samples_per_prompt": sampling.samples_per_prompt,
+            "max_output_tokens": sampling.max_output_tokens,
+            "evaluate_interval": sampling.evaluate_interval,
+            "checkpoint_interval": sampling.checkpoint_interval,
+            "kl_weight": requested.reinforcement.kl_weight,
+            "temperature": 1.0,
+            "seed": requested.seed,
+        }
     )
 
 

@@ -52,6 +52,7 @@ def data_stats(store: TokenStore, step_count: int) -> DataStats:
         messages=distribution(columns["turns_of"][::per_line]),
         sample_contents=[content for sample in samples for content in sample["contents"]] if per_line == 1 else [],
         sample_pairs=[{key: sample[key] for key in ("contents", "completions")} for sample in pairs],
+        sample_prompts=[{"contents": each["contents"]} for each in samples] if store.holds_prompts else [],
         is_prompts=store.holds_prompts,
         scores=distribution(np.resize([1, 0], len(learned))) if per_line == 2 else None,
         step_count=step_count,

@@ -45,6 +45,8 @@ UNLIKE_SERVING = (
     "the same tokens in training and serving",
     "report this row; it was not trained",
 )
+PROMPTS = ("prompts", "reinforcement")
+"""Forms of data whose rows wait for the model."""
 TOO_LONG = "shorten the row, or tune a model with a longer context; rows are never cut"
 COLUMNS: dict[str, str] = {
     "lines": "<i8",  # 1-based line of each example; a pair is two examples of one line, the preferred one first
@@ -144,7 +146,7 @@ def process_block(data: bytes, first_line: int, tokenizer: ChatTokenizer, option
     _observe([examples[0] for examples in by_line], facts)
     facts.samples = [sample(*examples) for examples in by_line[:3]] if first_line == 1 else []
     facts.counts["secrets"] = dict(Counter(kind for _, kind, _ in secrets))
-    if options.data_format == "prompts":
+    if options.data_format in PROMPTS:
         with_reply = sum(row.example.format.endswith(WITH_REPLY) for row in used)
         facts.counts["prompts"], facts.counts["tokens"], facts.labels = {"with_reply": with_reply}, {}, None
     else:
@@ -159,7 +161,7 @@ def _read(raw: bytes, line: int, tokenizer: ChatTokenizer, options: TokeniseOpti
     rows = []
     for example in parse_examples(raw, line, data_format=options.data_format):
         _check_characters(example, tokenizer, options.max_tokens, too_long)
-        if options.data_format == "prompts":  # these are serving's own tokens, which need no proof
+        if options.data_format in PROMPTS:  # these are serving's own tokens, which need no proof
             rows.append(_Row(example, render_question(example, tokenizer), True))
             continue
         planned = render_planned(example, tokenizer)
@@ -192,7 +194,7 @@ def _gather(
         facts.faults.append(_listed(fault, line))
         bad.add(line)
     for number, row in enumerate(rows):
-        if row.example.line in bad or (row.is_planned and (number >= PROVED_ROWS or options.data_format == "prompts")):
+        if row.example.line in bad or (row.is_planned and (number >= PROVED_ROWS or options.data_format in PROMPTS)):
             continue
         first, last = int(firsts[number]), int(firsts[number + 1])
         tokens = [gathered.tokens[ends[entry] : ends[entry + 1]] for entry in range(first, last)]
@@ -265,8 +267,8 @@ def _check_characters(example: Example, tokenizer: ChatTokenizer, max_tokens: in
 
 
 def _token_faults(gathered: TokenRows, tokenizer: ChatTokenizer) -> dict[str, int]:
-    """Rows whose begin token occurs twice, or whose reply does not end with an end-of-turn token. Both should be
-    zero."""
+    """Rows whose begin token occurs twice, or whose reply does not end with an end-of-turn token; a prompt has no
+    reply. Both should be zero."""
     ends = offsets(gathered.lengths)
     first, second, last = ends[:-1], ends[:-1] + 1, ends[1:] - 1
     double = 0
@@ -274,7 +276,8 @@ def _token_faults(gathered: TokenRows, tokenizer: ChatTokenizer) -> dict[str, in
         both = (gathered.tokens[first] == tokenizer.bos_id) & (gathered.tokens[second] == tokenizer.bos_id)
         double = int(both.sum())
     closing = np.array(sorted(tokenizer.end_of_turn_ids), dtype=np.uint32)
-    return {"double_bos": double, "no_end_of_turn": int((~np.isin(gathered.tokens[last], closing)).sum())}
+    is_open = (gathered.learned > 0) & ~np.isin(gathered.tokens[last], closing)
+    return {"double_bos": double, "no_end_of_turn": int(is_open.sum())}
 
 
 def _arrays(used: list[_Row], gathered: TokenRows, too_long: list[int], options: TokeniseOptions) -> dict[str, Array]:

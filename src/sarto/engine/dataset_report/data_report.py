@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from sarto.contract.base_shape import BaseShape
 from sarto.contract.common import BaseWeights, TuningParameters
-from sarto.contract.tuning_run import PastRun
+from sarto.contract.tuning_run import ChosenParameters, PastRun
 from sarto.engine.dataset.default_parameters import DataShape, choose
 from sarto.engine.dataset.prepare import SHOWN_FAULTS, DatasetLimits, PreparedDataset, check_usable
 from sarto.engine.dataset_report.duplicates import find_duplicates, find_overlap
@@ -44,13 +44,14 @@ def data_report(
     past: Sequence[PastRun] = (),
     limits: DatasetLimits = DatasetLimits(),
     refusal: str = "",
+    chosen: ChosenParameters | None = None,
 ) -> dict[str, Any]:
     """The report, in the API's spelling. Without `machine` it forecasts steps but neither time nor memory. `past` are
-    runs, newest first, that correct the time.
+    runs, newest first, that correct the time. `chosen` are the parameters of the run if they are known.
 
     `refusal` is the reason for which a job would refuse this data, if it is already known."""
     store = training.store
-    chosen = choose(DataShape.of(store), requested, shape.parameters)
+    chosen = chosen or choose(DataShape.of(store), requested, shape.parameters)
     refusal = refusal or _refusal(training, validation, limits)
     report = {
         "dataset": _dataset(training),

@@ -9,7 +9,7 @@ from typing import Any
 from sarto.conversations.examples import DataFormat, Example, RowFault, parse_examples
 from sarto.engine.dataset.blocks import read_line
 from sarto.engine.dataset.prepare import DatasetLimits
-from sarto.engine.dataset.tokenise import sample
+from sarto.engine.dataset.tokenise import PROMPTS, sample
 from sarto.engine.rendering.render import Rendered, pack_row, render, render_prompt, render_question, replies
 from sarto.engine.rendering.tokenizer import ChatTokenizer
 from sarto.errors import NotFound
@@ -37,7 +37,7 @@ def show_row(
     proof: dict[str, Any] = {"line": line, "raw": raw.decode("utf-8", "replace")[:SHOWN_RAW]}
     try:
         examples = parse_examples(raw, line, data_format=data_format)
-        if data_format == "prompts":
+        if data_format in PROMPTS:
             rendered = [[pack_row(row, tokenizer).rendered() for row in render_question(examples[0], tokenizer)]]
         else:
             rendered = [render(example, tokenizer) for example in examples]

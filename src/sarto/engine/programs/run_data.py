@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from sarto.contract.common import DatasetRef, Teaching
+from sarto.contract.common import DatasetRef
 from sarto.contract.run_folder import ANSWERS_FOLDER, LABELLED_FOLDER
-from sarto.contract.tuning_run import ChosenParameters, DataStats, RunSpec
+from sarto.contract.tuning_run import DataStats, RunSpec
 from sarto.conversations.examples import WITH_REPLY, Example, RowFault, parse_examples, parse_line
 from sarto.conversations.generation_request import request_of
 from sarto.engine.dataset.prepare import DatasetLimits, PreparedDataset, check_examples, check_usable, prepare
@@ -46,12 +46,16 @@ class RunData:
     prompts: PreparedDataset | None = None
     """Of a distillation."""
 
-    def held_out(self) -> list[Example]:
+    def certified_lines(self) -> list[int]:
         """A few rows from the shorter half: they test the serving path, not the quality of the model."""
-        held_out = self.validation or self.training
-        store = held_out.store
+        store = (self.validation or self.training).store
         short = np.flatnonzero(store.lengths <= np.median(store.lengths))[:CERTIFIED_ROWS]
-        lines = dict.fromkeys(store.line(int(index)) for index in short)
+        return list(dict.fromkeys(store.line(int(index)) for index in short))
+
+    def held_out(self) -> list[Example]:
+        """The certified rows."""
+        held_out = self.validation or self.training
+        lines = self.certified_lines()
         return [parse_line(held_out.raw(line), line, data_format=self.spec.data_format) for line in lines]
 
     def statistics(self, steps: int, of_rows: Callable[..., DataStats]) -> DataStats:
@@ -94,26 +98,6 @@ def read_data(spec: RunSpec, tokenizer: ChatTokenizer, decoder: Decoder | None, 
         held_out = _label(spec, validation, tokenizer, generate, say, "validation") if validation else None
     datasets = {"training_dataset": labelled.dataset, "validation_dataset": held_out.dataset if held_out else None}
     return RunData(spec.model_copy(update=datasets), labelled, held_out, outside, training)
-
-
-def with_teacher(chosen: ChosenParameters, teaching: Teaching | None) -> ChosenParameters:
-    """The parameters with those of a distillation."""
-    if teaching is None:
-        return chosen
-    reasons = {"distillation_level": teaching.level_reason}
-    if not teaching.temperature:
-        reasons["teacher_temperature"] = "0, greedy, since no temperature above it is set"
-    is_token = teaching.level == "token"
-    return chosen.model_copy(
-        update={
-            "teacher": teaching.teacher,
-            "distillation_level": teaching.level,
-            "candidate_count": teaching.candidates,
-            "teacher_temperature": teaching.temperature,
-            "sft_loss_weight_multiplier": teaching.loss_weight if is_token else None,
-            "reasons": chosen.reasons | reasons,
-        }
-    )
 
 
 def _prepare(

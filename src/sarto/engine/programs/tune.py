@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,20 +22,20 @@ from typing import Any
 import torch
 
 from sarto.contract.base_shape import BaseShape
-from sarto.contract.common import BaseWeights, ParityCertificate
+from sarto.contract.common import BaseWeights
 from sarto.contract.programs import read_spec
 from sarto.contract.run_folder import PAST_RUN, REPORT_FILE, RESULT_FILE
 from sarto.contract.tuning_run import CheckpointRecord, ChosenParameters, PastRun, Remedy, RunResult, RunSpec
-from sarto.engine.dataset.default_parameters import DataShape, choose
 from sarto.engine.dataset.prepare import check_usable
 from sarto.engine.dataset_report.data_report import data_report
-from sarto.engine.dataset_report.machine_speed import measure
 from sarto.engine.host_memory import ShortOfMemory, keep_pages
 from sarto.engine.models.decoder import Decoder
+from sarto.engine.programs.checkpoint_certificate import certifier
 from sarto.engine.programs.checkpoint_evaluation import CheckpointEvaluation, best_of
-from sarto.engine.programs.run_data import RunData, read_data, with_teacher
+from sarto.engine.programs.rewarded_run import RewardedRun, best_reward
+from sarto.engine.programs.run_data import RunData, read_data
+from sarto.engine.programs.run_parameters import choose_parameters, machine_of
 from sarto.engine.rendering.tokenizer import ChatTokenizer
-from sarto.engine.serving.parity import certify
 from sarto.engine.tuning.checkpointing import Checkpointing
 from sarto.engine.tuning.loop import peak_memory_bytes
 from sarto.engine.tuning.methods import method_of
@@ -106,14 +105,16 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
         decoder = loaded.decoder if loaded else None
         data = read_data(spec, tokenizer, decoder, log.note)
         spec, training, validation = data.spec, data.training, data.validation
+        rewarded = RewardedRun(spec, tokenizer, training, validation, log) if spec.parameters.reinforcement else None
+        rows = rewarded.rows if rewarded else TokenisedDataset.of(training.store)
         shape = BaseShape.load(spec.base.folder, spec.base.quantisation)
-        chosen = choose(DataShape.of(training.store), spec.parameters, shape.parameters, threads=spec.threads)
-        parameters = with_teacher(chosen, spec.teaching)
+        parameters = choose_parameters(spec, training, shape, None if rewarded is None else len(rows.lengths))
         stats = data.statistics(parameters.total_steps, method.statistics)
         log.say("data", data=stats)
         about_data = data_report(
             training, validation, spec.base, shape, spec.parameters,
-            max_tokens=spec.max_tokens_per_example, machine=measure(spec.threads, spec.dtype), past=spec.past_runs,
+            max_tokens=spec.max_tokens_per_example, past=spec.past_runs, chosen=parameters,
+            machine=machine_of(spec),
         )  # fmt: skip
         write_whole(folder / REPORT_FILE, json.dumps(about_data, ensure_ascii=False).encode())
         check_usable(training, validation)
@@ -121,32 +122,29 @@ def run(spec: RunSpec, loaded: LoadedBase | None = None) -> RunResult:
         session = Session(
             spec,
             parameters,
-            TokenisedDataset.of(training.store),
-            TokenisedDataset.of(validation.store) if validation else None,
+            rows,
+            rewarded.held_out if rewarded else TokenisedDataset.of(validation.store) if validation else None,
             decoder,
             ranks,
             log.note,
+            rewarded.rollout(parameters) if rewarded else None,
         )
         _say_parameters(log, session.parameters)
         log.say("phase", phase="TUNING")
         checkpointing = Checkpointing(
             folder, resume, session.fingerprint(), spec.resume_seconds, base=spec.base,
-            certify=_certifier(data, session, log),
+            certify=certifier(data, session, log, rewarded),
         )  # fmt: skip
         assessing = _assessing(data, session, log)
         seconds = session.tune(log, checkpointing, partial(_assess, assessing, log) if assessing else None)
         log.say("phase", phase="POST_PROCESSING")
-        report = assessing.finish(checkpointing.checkpoints) if assessing else None
-        best, reason = best_of(report, checkpointing.checkpoints)
+        report, made = assessing.finish(checkpointing.checkpoints) if assessing else None, checkpointing.checkpoints
+        best, reason = best_reward(made) if rewarded else best_of(report, made)
+        parameters = _timed(spec, session.parameters, about_data["forecast"], seconds)
         return RunResult(
-            checkpoints=checkpointing.checkpoints,
-            has_report=report is not None,
-            best_checkpoint_id=best,
-            best_reason=reason,
-            data=stats,
-            parameters=_timed(spec, session.parameters, about_data["forecast"], seconds),
-            report_file=REPORT_FILE,
-        )
+            checkpoints=made, has_report=report is not None, best_checkpoint_id=best, best_reason=reason, data=stats,
+            parameters=parameters, report_file=REPORT_FILE,
+        )  # fmt: skip
     finally:
         ranks.close()
         log.close()
@@ -179,8 +177,8 @@ def _remedies(spec: RunSpec) -> list[Remedy]:
 def _timed(
     spec: RunSpec, parameters: ChosenParameters, forecast: dict[str, Any], seconds: float | None
 ) -> ChosenParameters:
-    """Parameters with the forecast and measured time of the tuning, if it ran without interruption."""
-    if seconds is None:
+    """Parameters with the forecast and measured time of the tuning, if it was forecast and ran without interruption."""
+    if seconds is None or "machine" not in forecast:
         return parameters
     machine = forecast["machine"]
     taken = PastRun(
@@ -193,25 +191,6 @@ def _timed(
 
 def _assess(assessing: CheckpointEvaluation, log: ProgressLog, record: CheckpointRecord) -> None:
     log.assessment(assessing.after(record))
-
-
-def _certifier(data: RunData, session: Session, log: ProgressLog) -> Callable[[Path], ParityCertificate]:
-    spec, rows = data.spec, data.held_out()
-
-    def certify_checkpoint(folder: Path) -> ParityCertificate:
-        log.note("Comparing serving with training, for the certificate.")
-        return certify(
-            spec.base.fully_tuned(str(folder)) if session.is_full else spec.base,
-            None if session.is_full else folder,
-            rows,
-            session.logits,
-            dtype=session.dtype,
-            device=session.serving_device,
-            int8=spec.serve_int8,
-            lent=None if session.is_full else session.decoder,
-        )
-
-    return certify_checkpoint
 
 
 if __name__ == "__main__":

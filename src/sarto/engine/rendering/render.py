@@ -109,9 +109,13 @@ def render_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: 
 
     `thinking` opens the reasoning of models that have one; replies without a thought were trained with it closed.
     Raises RowFault when the template refuses the conversation."""
+    return to_list(pack_row(_open_prompt(conversation, tokenizer, thinking=thinking), tokenizer).tokens)
+
+
+def _open_prompt(conversation: Example, tokenizer: ChatTokenizer, *, thinking: bool = False) -> OpenRow:
     template, special = tokenizer.template, tokenizer.special_pattern
     pieces = prompt_pieces(template, conversation.turns, conversation.tools, special, thinking=thinking)
-    return to_list(pack_row(_open_row(pieces, tokenizer), tokenizer).tokens)
+    return _open_row(pieces, tokenizer)
 
 
 def replies(example: Example) -> list[tuple[Example, Turn]]:

@@ -76,6 +76,10 @@ class Sampler:
 
     def _chosen(self, logits: Tensor) -> int:
         sampling = self.sampling
+        if not sampling.top_k and sampling.top_p >= 1:  # the whole distribution: no order of the tokens is needed
+            scaled = logits.double() / sampling.temperature
+            sums = np.cumsum(np.exp((scaled - scaled.max()).cpu().numpy()))
+            return min(int(np.searchsorted(sums, self._chance.random() * sums[-1], side="right")), len(sums) - 1)
         top = min(sampling.top_k or len(logits), len(logits))
         values, ids = torch.topk(logits, top) if top < len(logits) else torch.sort(logits, descending=True, stable=True)
         scaled = values.double() / sampling.temperature

@@ -128,5 +128,6 @@ class Checkpointing:
             evaluations=self.evaluations,
         )
         save_resume_point(self.resume_folder, header, trainer.state())
+        trainer.was_saved()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - begun

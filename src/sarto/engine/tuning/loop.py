@@ -154,6 +154,8 @@ def peak_memory_bytes() -> int:
 def _advice(evaluations: list[EvalMetrics], stopped: bool) -> str:
     best = min(evaluations, key=lambda each: each.loss)
     remedy = "stopped here" if stopped else "fewer epochs would serve this data better"
+    if best.reward is not None:
+        return f"validation reward has fallen since its best, {best.reward:.3f} at step {best.step}: {remedy}"
     return (
         f"validation loss has risen for {PATIENCE} evaluations since its best, {best.loss:.4f} at step {best.step} "
         f"(epoch {best.epoch}): {remedy}"

@@ -58,6 +58,8 @@ class TokenizedExample:
     loss_mask: npt.NDArray[np.bool_]
     line: int
     reference: float = 0.0
+    values: npt.NDArray[np.float64] | None = None
+    """A number for each supervised token, of a method that needs them."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Batch:
     """Of the N rows in that order: their places among the rows that were planned."""
     references: Tensor
     """(N,) float64, in that order."""
+    values: Tensor
+    """(P,) float64: those of the rows, one for each target; 0 for rows without values."""
     lines: tuple[int, ...]
     rendered_tokens: int
     """Tokens of the examples as rendered: dropped tails and shared prefixes count every time."""
@@ -92,7 +96,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        names = ("tokens", "positions", "rows", "picks", "targets", "order", "references")
+        names = ("tokens", "positions", "rows", "picks", "targets", "order", "references", "values")
         moved = {name: getattr(self, name).to(device) for name in names}
         return replace(self, **moved, grids=tuple(g.to(device) for g in self.grids))
 
@@ -182,6 +186,7 @@ class _Row:
     number: int
     """Its place among the rows that are planned."""
     reference: float
+    values: npt.NDArray[np.float64]
 
     @classmethod
     def of(cls, row: TokenizedExample, number: int) -> _Row:
@@ -189,7 +194,8 @@ class _Row:
         inputs = row.tokens[: supervised[-1]]
         targets = row.tokens[supervised].astype(np.int64)
         key = inputs.astype(">u4").tobytes()
-        return cls(inputs, targets, supervised - 1, row.line, len(row.tokens), key, number, row.reference)
+        values = np.zeros(len(targets)) if row.values is None else row.values
+        return cls(inputs, targets, supervised - 1, row.line, len(row.tokens), key, number, row.reference, values)
 
 
 def _shared(left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]) -> int:
@@ -256,6 +262,7 @@ def _pack(rows: list[_Row], share: bool) -> Batch:
         order=torch.tensor(arrival),
         numbers=tuple(rows[at].number for at in arrival),
         references=torch.tensor([rows[at].reference for at in arrival], dtype=torch.float64),
+        values=torch.from_numpy(np.concatenate([row.values for row in rows])),
         lines=tuple(row.line for row in rows),
         rendered_tokens=sum(row.rendered for row in rows),
     )

@@ -28,6 +28,12 @@ class Schedule:
     epochs: int
     learning_rate: float
     warmup_steps: int
+    steps: int = 0
+    """Number of steps of a schedule that is counted in steps; 0 for whole epochs. Its batches continue across the end
+    of an epoch."""
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    """Intervals in steps, of a schedule that is counted in steps."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -35,11 +41,22 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        return self.steps or self.steps_per_epoch * self.epochs
 
     def epoch(self, step: int) -> int:
         """1-based."""
+        if self.steps:
+            return (step - 1) * self.batch_size // self.examples + 1
         return (step - 1) // self.steps_per_epoch + 1
+
+    def places(self, step: int) -> list[tuple[int, int]]:
+        """(Epoch, place in its order) of each example of a step."""
+        if self.steps:
+            first = (step - 1) * self.batch_size
+            cut = (divmod(at, self.examples) for at in range(first, first + self.batch_size))
+            return [(epochs + 1, place) for epochs, place in cut]
+        first = (step - 1) % self.steps_per_epoch * self.batch_size
+        return [(self.epoch(step), at) for at in range(first, min(first + self.batch_size, self.examples))]
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine down to a tenth."""
@@ -49,6 +66,8 @@ class Schedule:
         return self.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def checkpoint_steps(self, last_only: bool) -> frozenset[int]:
+        if self.steps:
+            return self._every(self.checkpoint_every)
         if last_only:
             return frozenset({self.total_steps})
         count = min(self.epochs, CHECKPOINTS)
@@ -56,12 +75,17 @@ class Schedule:
 
     def evaluation_steps(self, training_tokens: int, validation_tokens: int) -> frozenset[int]:
         """The end of every epoch, and steps evenly between as far as the cost allows; tokens are those of one pass."""
+        if self.steps:
+            return self._every(self.evaluate_every)
         ends = {epoch * self.steps_per_epoch for epoch in range(1, self.epochs + 1)}
         # a validation token costs about a third of a training token: no backward pass
         between = int(EVALUATION_SHARE * 3 * training_tokens / max(1, validation_tokens))  # per epoch
         inner = min(between, 3, self.steps_per_epoch - 1)
         cuts = (round(self.steps_per_epoch * i / (inner + 1)) for i in range(1, inner + 1))
         return frozenset(ends | {end - self.steps_per_epoch + cut for cut in cuts for end in ends})
+
+    def _every(self, interval: int) -> frozenset[int]:
+        return frozenset({*range(interval, self.total_steps, interval), self.total_steps})
 
 
 def turned(evaluations: Sequence[EvalMetrics]) -> bool:

@@ -27,14 +27,14 @@ from sarto.engine.tuning.checkpoint_files import fingerprint
 from sarto.engine.tuning.checkpointing import Checkpointing
 from sarto.engine.tuning.loop import Meter, Milestones, peak_memory_bytes, tune
 from sarto.engine.tuning.memory_plan import StepShape, choose_memory, describe, step_bytes
-from sarto.engine.tuning.methods import Loss, Start, method_of
+from sarto.engine.tuning.methods import Loss, Rollout, Start, method_of
 from sarto.engine.tuning.packing import TokenizedRows, rows_of, take
 from sarto.engine.tuning.placement import choose_device, choose_dtype, place, place_full, threads_of_rank
 from sarto.engine.tuning.progress_log import ProgressLog
 from sarto.engine.tuning.ranks import RankCommand, Ranks
+from sarto.engine.tuning.sampled_trainer import make_trainer
 from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.segment_attention import SegmentAttention
-from sarto.engine.tuning.trainer import Optimisation, Trainer
 from sarto.engine.weights.starting_weights import starting_weights
 from sarto.errors import FailedPrecondition
 
@@ -73,9 +73,10 @@ class Session:
         loaded: Decoder | None = None,
         ranks: Ranks | None = None,
         say: Callable[[str], None] = lambda words: None,
+        rollout: Callable[[Decoder, Trainable], Rollout] | None = None,
     ) -> None:
         """`loaded` is a base in memory; it is used if its device and precision match. `say` adds a sentence to the
-        job's events."""
+        job's events. `rollout` is for a method whose rows are sampled from these weights."""
         self.spec = spec
         self.method = method_of(spec)
         self.ranks = ranks or Ranks()
@@ -88,13 +89,8 @@ class Session:
             self.decoder.leave_files()
         by_example = training.lengths.reshape(-1, self.method.rows_per_example)
         self._example_lengths = by_example.sum(axis=1)
-        self.schedule = Schedule(
-            len(self._example_lengths), parameters.batch_size, parameters.epoch_count, parameters.learning_rate,
-            parameters.warmup_steps,
-        )  # fmt: skip
-        step = StepShape.of(
-            self._example_lengths, parameters.batch_size, spec.parameters.seed, int(training.lengths.max())
-        )
+        self.schedule = _schedule(parameters, len(self._example_lengths))
+        step = self._step_shape(parameters, int(training.lengths.max()))
         device = self.decoder.device
         free = self._free_bytes(device)
         if self.is_full and device.type == "cpu":  # gradients and moments have no pages yet
@@ -105,11 +101,11 @@ class Session:
         self._tight = step_bytes(self.decoder.config, self.dtype, step, self.memory) > TIGHT * free
         self.peak_flops = measure_peak(self.dtype, device) * spec.ranks
         loss, self.training, self.validation = self._begin(training, validation, say)
-        self.trainer = Trainer(
-            self.decoder, self.adapter, self.method, loss, self.training.examples, self.schedule,
-            Optimisation(spec.parameters.weight_decay, spec.parameters.max_grad_norm, spec.parameters.seed),
-            self.memory, self.ranks,
+        self.trainer = make_trainer(
+            self.decoder, self.adapter, self.method, loss, self.training.examples, self.schedule, spec.parameters,
+            self.memory, self.ranks, rollout(self.decoder, self.adapter) if rollout else None,
         )  # fmt: skip
+        self._tight = self._tight and rollout is None  # sampled rows do not exist yet
         self.parameters = parameters.model_copy(
             update={
                 "precision": str(self.dtype).removeprefix("torch."),
@@ -130,6 +126,12 @@ class Session:
         loss, examples = self.method.begin(start)
         loaded = [replace(each, examples=part) for each, part in zip(datasets, examples, strict=True)]
         return loss, loaded[0], loaded[1] if validation else None
+
+    def _step_shape(self, parameters: ChosenParameters, longest: int) -> StepShape:
+        """Sizes of the steps, with the longest possible answers where rows are sampled; they share their prompt."""
+        lengths, answer = self._example_lengths, parameters.max_output_tokens or 0
+        lengths = lengths + answer * (parameters.samples_per_prompt or 0)
+        return StepShape.of(lengths, parameters.batch_size, self.spec.parameters.seed, longest + answer)
 
     def _load(self, loaded: Decoder | None) -> None:
         """The base on this rank's device, whole or sharded."""
@@ -298,6 +300,14 @@ class Session:
             "load_seconds": round(seconds, 3),
             "memory_after_load_bytes": peak_memory_bytes(),
         }
+
+
+def _schedule(parameters: ChosenParameters, examples: int) -> Schedule:
+    """The schedule: by epochs, or by steps if these have intervals."""
+    given = examples, parameters.batch_size, parameters.epoch_count, parameters.learning_rate, parameters.warmup_steps
+    if parameters.evaluate_interval is None or parameters.checkpoint_interval is None:
+        return Schedule(*given)
+    return Schedule(*given, parameters.total_steps, parameters.evaluate_interval, parameters.checkpoint_interval)
 
 
 def _check_lengths(spec: RunSpec, training: TokenisedDataset) -> None:

@@ -170,11 +170,10 @@ class Trainer:
 
     def indices(self, number: int) -> Sequence[int]:
         """Rows of this step."""
-        size, per_epoch = self.schedule.batch_size, self.schedule.steps_per_epoch
-        per_example = self.method.rows_per_example
-        order = epoch_order(len(self.examples) // per_example, self.optimisation.seed, self.schedule.epoch(number))
-        first = (number - 1) % per_epoch * size
-        return rows_of(order[first : first + size], per_example)
+        per_example, places = self.method.rows_per_example, self.schedule.places(number)
+        count, seed = len(self.examples) // per_example, self.optimisation.seed
+        orders = {epoch: epoch_order(count, seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        return rows_of([orders[epoch][place] for epoch, place in places], per_example)
 
     def gradients(self, rows: list[TokenizedExample]) -> LossSums:
         """New gradients of a step on the rows of whole examples, of which every rank computes its share."""
@@ -241,6 +240,9 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Views of everything that changes from step to step, except `completed`."""
         return {"values": self.adapter.values, "mean": self._optimizer.mean, "square": self._optimizer.square}
+
+    def was_saved(self) -> None:
+        """A resume point has the present state."""
 
     def restore(self, completed: int, state: StoredTensors) -> None:
         self.completed = self._optimizer.completed = completed

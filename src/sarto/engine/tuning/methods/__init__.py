@@ -6,15 +6,17 @@ from sarto.contract.tuning_run import RunSpec
 from sarto.engine.tuning.methods.distillation import SEQUENCE_DISTILLATION, TOKEN_DISTILLATION
 from sarto.engine.tuning.methods.method import Loss, Method, Start
 from sarto.engine.tuning.methods.preference import PREFERENCE
+from sarto.engine.tuning.methods.reinforcement import REINFORCEMENT, Rollout
 from sarto.engine.tuning.methods.supervised import SUPERVISED
 from sarto.errors import Unimplemented
 
-__all__ = ["METHODS", "Loss", "Method", "Start", "method_of"]
+__all__ = ["METHODS", "Loss", "Method", "Rollout", "Start", "method_of"]
 
 METHODS: dict[str, Method] = {
     "supervised": SUPERVISED,
     "preference": PREFERENCE,
     "distillation": SEQUENCE_DISTILLATION,
+    "reinforcement": REINFORCEMENT,
 }
 
 
