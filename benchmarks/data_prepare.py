@@ -7,11 +7,15 @@ punctuation; about 150 tokens a row. The peer lives in an environment of its own
 the first run. Prints rows per second, resident memory and the ratio; with `--processor-seconds` rates are per processor
 second of all processes, which other load hardly moves. `--parts` measures ours again without template plans and without
 the word table, so that what each brings is known.
+
+Then the same rows as CSV and Parquet: `sarto data convert` against `datasets` (load, map, to_json) to the same JSON
+lines; `--conversions` for this part alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import resource
@@ -25,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from processor import show_processor
 from sarto.catalog import Catalog
@@ -73,6 +79,32 @@ print(json.dumps({"rows": len(ready.store), "seconds": seconds, "prepare_seconds
                   "tokens_per_row": ready.store.token_count / len(ready.store), "dropped": len(ready.faults),
                   "repeated": report["duplicates"]["exactCount"]}))
 """
+CONVERTED = {"csv": "rows.csv", "parquet": "rows.parquet"}
+CONVERT_PEER = """
+import json, sys, time
+from datasets import load_dataset
+kind, path, target, processes, cache = sys.argv[1:]
+def prepare(batch):
+    pairs = zip(batch["question"], batch["answer"])
+    return {"contents": [[{"role": "user", "parts": [{"text": q}]}, {"role": "model", "parts": [{"text": a}]}] for q, a in pairs]}
+started = time.perf_counter()
+rows = load_dataset(kind, data_files=path, split="train", cache_dir=cache)
+rows = rows.map(prepare, batched=True, num_proc=int(processes), remove_columns=rows.column_names)
+rows.to_json(target, num_proc=int(processes))
+print(json.dumps({"rows": len(rows), "seconds": time.perf_counter() - started}))
+"""  # noqa: E501
+CONVERT_OURS = """
+import json, sys, time
+from pathlib import Path
+from sarto.cli.datasets.produce import produce
+from sarto.conversations.convert.files import find_files
+from sarto.conversations.convert.guess import guess, read_sample
+path, target = sys.argv[2:4]
+started = time.perf_counter()
+files = find_files([path])
+report = produce(files, guess(read_sample(files, "utf-8")).mapping, Path(target), Path(target + ".validation"))
+print(json.dumps({"rows": report.training, "seconds": time.perf_counter() - started}))
+"""
 
 
 WITHOUT = {
@@ -112,6 +144,36 @@ def make_rows(path: Path, count: int) -> None:
                 turns = (("user", " ".join(picked[:cut]) + "?"), ("model", " ".join(picked[cut:]) + "."))
                 contents = [{"role": role, "parts": [{"text": text}]} for role, text in turns]
                 file.write(json.dumps({"contents": contents}).encode() + b"\n")
+
+
+def make_tables(rows: Path, folder: Path) -> None:
+    """The same questions and answers as CSV and as Parquet."""
+    pairs: dict[str, list[str]] = {"question": [], "answer": []}
+    with rows.open("rb") as file:
+        for line in file:
+            for turn, column in zip(json.loads(line)["contents"], pairs.values(), strict=True):
+                column.append(turn["parts"][0]["text"])
+    with (folder / CONVERTED["csv"]).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(pairs), *zip(*pairs.values(), strict=True)])
+    parquet.write_table(pyarrow.table(pairs), folder / CONVERTED["parquet"])
+
+
+def compare_conversions(rows: Path, given: argparse.Namespace) -> None:
+    """Tables to JSON lines of conversations: `sarto data convert` in one process, `datasets` in as many as given."""
+    make_tables(rows, given.work)
+    for kind, name in CONVERTED.items():
+        runs = {}
+        for who, python, program in (
+            ("ours", Path(sys.executable), CONVERT_OURS),
+            ("datasets", peer_python(given.work / "venv"), CONVERT_PEER),
+        ):
+            target, cache = given.work / f"{who}.jsonl", given.work / "cache" / f"{who}-{kind}"
+            arguments = [kind, str(given.work / name), str(target), str(given.processes), str(cache)]
+            runs[who] = measured(python, program, arguments)
+            print(f"{kind} by {who}: {rate(runs[who], given):,.0f} rows/s, peak {runs[who]['peak_mib']:,} MiB")
+        made = [[json.loads(line)["contents"] for line in (given.work / f"{who}.jsonl").open("rb")] for who in runs]
+        assert made[0] == made[1], "the two wrote different rows"
+        print(f"{kind}: ratio {rate(runs['ours'], given) / rate(runs['datasets'], given):.2f} (bar 4)")
 
 
 def peer_python(folder: Path) -> Path:
@@ -185,10 +247,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sarto-bench-data")
     parser.add_argument("--processor-seconds", action="store_true")
     parser.add_argument("--parts", action="store_true", help="ours without single parts too")
+    parser.add_argument("--conversions", action="store_true", help="only tables to JSON lines, of the peer's rows")
     given = parser.parse_args()
     show_processor()
-    catalog = Catalog.load()
-    folder = str(catalog.folder(catalog.weights[given.base]))
     given.work.mkdir(parents=True, exist_ok=True)
     data, peer_data = given.work / f"{given.rows}.jsonl", given.work / f"{given.peer_rows}-first.jsonl"
     if not data.exists():
@@ -197,9 +258,20 @@ def main() -> None:
         partial.rename(data)
     with data.open("rb") as source, peer_data.open("wb") as target:
         target.writelines(line for _, line in zip(range(given.peer_rows), source, strict=False))
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if not given.conversions:
+        compare_preparations(data, peer_data, given)
+    shutil.rmtree(given.work / "cache", ignore_errors=True)
+    compare_conversions(peer_data, given)
+    shutil.rmtree(given.work / "cache", ignore_errors=True)
+
+
+def compare_preparations(data: Path, peer_data: Path, given: argparse.Namespace) -> None:
+    """JSON lines to tokens."""
+    catalog = Catalog.load()
+    folder = str(catalog.folder(catalog.weights[given.base]))
     cache = given.work / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     arguments = [str(given.processes), str(cache / "ours")]
     ours = measured(sys.executable, OURS, [folder, str(data), *arguments])
     for part in WITHOUT if given.parts else ():
@@ -213,7 +285,6 @@ def main() -> None:
         print(f"{name}: {rate(run, given):,.0f} rows/s, peak {run['peak_mib']:,} MiB, {run}")
     ratio, ours_rate = rate(ours, given) / rate(peer, given), rate(ours, given)
     print(f"ratio: {ratio:.2f} (bar 3), {ours_rate:,.0f} rows/s (bar 30,000), {ours['peak_mib']} MiB (bar 1,024)")
-    shutil.rmtree(cache, ignore_errors=True)
 
 
 def rate(run: dict[str, Any], options: argparse.Namespace) -> float:

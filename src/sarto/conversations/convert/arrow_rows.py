@@ -14,7 +14,7 @@ from sarto.conversations.convert.faults import MOST_ROWS, Row, broken, needs_arr
 from sarto.conversations.convert.streams import CHUNK_BYTES, MOST_RATIO, RATIO_FROM_BYTES, compression_of, open_bytes
 from sarto.errors import InvalidArgument
 
-BATCH_ROWS = 256
+BATCH_ROWS = 512
 STREAM_START = b"\xff\xff\xff\xff"
 
 

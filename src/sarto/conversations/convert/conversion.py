@@ -27,6 +27,7 @@ VALIDATION = "validation"
 MOST_VALIDATION_ROWS = 5_000
 """Most rows of a job's validation data."""
 FORMULA_STARTS = ("=", "+", "-", "@")
+SUSPECT = (*FORMULA_STARTS, "#")
 SPREADSHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#N/A", "#DIV/0!", "#NUM!", "#NULL!")
 CELL_LIMIT = 32_767
 """Characters at which Excel cuts a cell."""
@@ -69,10 +70,11 @@ def convert(
     read. Faults of rows are in the report: see `refuse_unusable`."""
     report, take = Report(), _Taker(mapping)
     chosen = _of_split(files, mapping, report)
+    has_share = mapping.validation_share > 0
     for file, is_validation in chosen:
         for number, line, row in read_rows(file, mapping.encoding, mapping.delimiter, take.columns):
-            report.rows += 1
-            if report.rows > MOST_ROWS:
+            report.rows = rows = report.rows + 1
+            if rows > MOST_ROWS:
                 raise InvalidArgument(f"There are more than {MOST_ROWS:,} rows, the most of a dataset; split them.")
             try:
                 written = take(row, report)
@@ -85,7 +87,7 @@ def convert(
                 continue
             if len(report.examples) < SHOWN_ROWS:
                 report.examples.append(written)
-            if is_validation or take.is_validation(written):
+            if is_validation or (has_share and take.is_validation(written)):
                 report.validation += 1
                 target = validation
             else:
@@ -125,18 +127,23 @@ class _Taker:
         self._share, self._key = mapping.validation_share, mapping.seed.to_bytes(8, "little")
         self._delimited = mapping.delimiter != ""
         self._watched = [place(name) for name in mapping.used()] if self._delimited else []
+        self._is_plain = not (self._filters or self._watched or mapping.deduplicate)
         self.columns = None if mapping.shape == "gemini" else _Columns(mapping.used())
 
     def __call__(self, row: Mapping[str, Any] | RowFault, report: Report) -> bytes | None:
         """The line of a row; None for one that is left out. Raises RowFault."""
         if isinstance(row, RowFault):
             raise row
+        if self._is_plain:
+            return self._line(row)
         for test in self._filters:
             if not test(row):
                 report.filtered += 1
                 return None
         for read in self._watched:
-            _look_at(read(row), report)
+            value = read(row)
+            if value and type(value) is str and (value[0] in SUSPECT or len(value) == CELL_LIMIT):
+                _look_at(value, report)
         line = self._line(row)
         if self._seen is not None:
             digest = blake2b(line, digest_size=15).digest()
@@ -149,8 +156,6 @@ class _Taker:
     def is_validation(self, line: bytes) -> bool:
         """Whether a row belongs to the validation data: by the hash of its line and the seed, so equal rows are on one
         side, and a row stays on its side when others are added."""
-        if not self._share:
-            return False
         number = int.from_bytes(blake2b(line, digest_size=8, key=self._key).digest(), "little")
         return number < self._share * 2**64
 
@@ -194,10 +199,8 @@ def _spelled(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _look_at(value: Any, report: Report) -> None:
-    """Count cells that a spreadsheet changes or has changed."""
-    if not isinstance(value, str) or not value:
-        return
+def _look_at(value: str, report: Report) -> None:
+    """Count a cell that a spreadsheet changes or has changed."""
     if value[0] in FORMULA_STARTS and len(value) > 1 and _is_formula(value):
         report.findings["cells begin like a formula of a spreadsheet; they are kept as text"] += 1
     if value in SPREADSHEET_ERRORS:

@@ -153,7 +153,26 @@ def _of_columns(mapping: ColumnMapping) -> Convert:
         system = roles.system(row)
         return gemini_row([Turn("system", system), *turns] if system.strip() else turns, roles.tools(row))
 
+    return convert if mapping.columns.keys() & {"system", "tools"} else _plainly(mapping, source, target, convert)
+
+
+def _plainly(mapping: ColumnMapping, source: str, target: str, otherwise: Convert) -> Convert:
+    """The same rows as `otherwise` makes, several times faster where both columns have plain text."""
+    system = {"systemInstruction": {"parts": [{"text": mapping.system_text}]}} if mapping.system_text.strip() else {}
+
+    def convert(row: Columns) -> dict[str, Any]:
+        question, answer = row.get(source), row.get(target)
+        if not (_is_plain(question) and _is_plain(answer)):
+            return otherwise(row)
+        asked = {"role": "user", "parts": [{"text": question}]}
+        return {**system, "contents": [asked, {"role": "model", "parts": [{"text": answer}]}]}
+
     return convert
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a cell has text that is no list of messages."""
+    return type(value) is str and value != "" and value[0] != "[" and not value.isspace() and "\0" not in value
 
 
 def is_messages(value: object) -> bool:

@@ -40,6 +40,10 @@ class Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         try:
             data = self._inner.read(len(buffer))
@@ -75,7 +79,8 @@ class Utf8(io.RawIOBase):
     def __init__(self, file: str, inner: BinaryIO, encoding: str) -> None:
         self._file, self._inner, self._encoding = file, inner, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)("strict")
-        self._read, self._lines, self._ready, self._has_ended = 0, 1, b"", False
+        self._read, self._lines, self._has_ended = 0, 1, False
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -84,7 +89,7 @@ class Utf8(io.RawIOBase):
         while not self._ready and not self._has_ended:
             chunk = self._inner.read(CHUNK_BYTES)
             self._has_ended = not chunk
-            self._ready = self._checked(chunk)
+            self._ready = memoryview(self._checked(chunk))
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
         self._ready = self._ready[size:]
@@ -143,7 +148,11 @@ def open_bytes(path: Path, name: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed. `name` is the file's name in errors."""
     compression = compression_of(path)
     with path.open("rb") as file:
-        yield io.BufferedReader(Unpacked(name, file, compression), CHUNK_BYTES) if compression else file
+        if not compression:
+            yield file
+            return
+        with io.BufferedReader(Unpacked(name, file, compression), CHUNK_BYTES) as unpacked:
+            yield unpacked
 
 
 @contextmanager
