@@ -145,6 +145,15 @@ def test_rows_with_weights_stay_in_the_form_of_openai(tmp_path: Path) -> None:
     lines, _ = converted(path, replace(guessed(path).mapping, system_text="Be brief."))
     assert json.loads(lines[0])["messages"] == [{"role": "system", "content": "Be brief."}, *turns]
     assert "contents" in json.loads(lines[1])
+    (example,) = read_back(lines[0])
+    assert [turn.text for turn in example.turns] == ["Be brief.", "6 * 7?", "41", "Sure?", "42"]
+
+
+@pytest.mark.parametrize(("weight", "words"), [(0, "weight"), (2, "want 0 or 1"), (True, "want 0 or 1")])
+def test_a_wrong_weight_is_a_fault(weight: object, words: str, tmp_path: Path) -> None:
+    path = json_file(tmp_path, {"messages": [ASK, {**RIGHT, "weight": weight}]})
+    (fault,) = converted(path, guessed(path).mapping)[1].shown
+    assert words in str(fault) and 'column "messages' in str(fault)
 
 
 def test_what_is_ignored_and_what_is_not_certain_is_told(tmp_path: Path) -> None:

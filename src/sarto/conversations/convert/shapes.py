@@ -231,32 +231,19 @@ def _turns(messages: Any, row: Columns, roles: Roles, name: str, *, learned: boo
 
 def _weighted(messages: list[Any], row: Columns, roles: Roles, name: str) -> dict[str, Any]:
     """A conversation with weights stays in OpenAI's form, since Gemini's has no field for them."""
-    weights: list[Any] = []
-    for index, message in enumerate(messages):
-        weight = message.get("weight") if isinstance(message, dict) else None
-        if weight is None:
-            continue
-        where = f"{name}[{index}].weight"
-        if message.get("role") != "assistant":
-            raise RowFault(where, f"a weight of the {message.get('role')}", "it at assistant messages", "remove it")
-        if type(weight) not in (int, float) or weight not in (0, 1):
-            raise RowFault(where, seen(weight), "0 or 1", "write 0 to leave a reply unlearned")
-        weights.append(weight)
-    replies = sum(isinstance(each, dict) and each.get("role") == "assistant" for each in messages)
-    if len(weights) == replies and not any(weights):
-        raise RowFault(name, "the weight 0 at every reply", "a reply to learn", "drop the row")
-    plain = [
-        {key: each[key] for key in each if key != "weight"} if isinstance(each, dict) else each for each in messages
-    ]
-    turns = _turns(plain, row, roles, name)
-    if turns[-1].role != "model":
-        raise RowFault(name, f"a {turns[-1].role} turn at the end", "a reply at the end", "add the reply to learn")
-    if turns[0].role == "system" and not any(each.get("role") in ("system", "developer") for each in messages):
-        messages = [{"role": "system", "content": turns[0].text}, *messages]
-    tools = roles.tools(row)
-    kept = [{key: value for key, value in each.items() if value is not None} for each in messages]
-    written: dict[str, Any] = {"messages": kept}
-    return {**written, "tools": [{"type": "function", "function": each} for each in tools]} if tools else written
+    kept = [_without_nulls(each) for each in messages]
+    tools = [{"type": "function", "function": each} for each in roles.tools(row)]
+    written = {"messages": kept, **({"tools": tools} if tools else {})}
+    with _under(name, "messages"):
+        parse_examples(orjson.dumps(written), 0)
+    system = roles.system(row)
+    if system.strip() and not any(each.get("role") in ("system", "developer") for each in kept):
+        written["messages"] = [{"role": "system", "content": system}, *kept]
+    return written
+
+
+def _without_nulls(message: Any) -> Any:
+    return {key: each for key, each in message.items() if each is not None} if isinstance(message, dict) else message
 
 
 def _of_turns(mapping: ColumnMapping) -> Convert:
