@@ -254,6 +254,27 @@ def test_a_row_is_shown_as_training_sees_it(sarto: Run, tickets: Path) -> None:
     assert sarto("data", "show", str(tickets), "--row", "99").returncode == 1
 
 
+def test_prompts_are_checked_shown_and_sent_with_their_teacher(sarto: Run, tmp_path: Path) -> None:
+    rows = [{"contents": [{"role": "user", "parts": [{"text": f"say {number}"}]}]} for number in range(12)]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = sarto("data", "check", str(path), "--method", "distillation")
+    assert checked.returncode == 0, checked.stderr
+    assert "12, of which 12 can be used" in checked.stdout and "the teacher's answers" in checked.stdout
+    shown = sarto("data", "show", str(path), "--method", "distillation", "--row", "2")
+    assert shown.returncode == 0 and "0 of them learned" in shown.stdout
+    options = ("--method", "distillation", "--teacher", "gemini-2.0-flash-001", "--temperature", "0.5")
+    done = sarto("tune", str(path), *options, "--candidates", "2", "--no-watch", "--json")
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    spec = job["distillationSpec"]
+    assert spec["promptDatasetUri"].endswith(".jsonl") and spec["baseTeacherModel"] == "gemini-2.0-flash-001"
+    assert spec["hyperParameters"]["generationConfig"] == {"temperature": 0.5, "candidateCount": 2}
+    assert sarto("jobs", "cancel", job["name"]).returncode == 0
+    wrong = sarto("tune", str(path), "--method", "distillation", "--no-watch")
+    assert wrong.returncode == 2 and "Give one teacher" in wrong.stderr
+
+
 def test_pairs_are_checked_shown_and_tuned_on(sarto: Run, tmp_path: Path) -> None:
     def content(role: str, text: str) -> dict[str, object]:
         return {"role": role, "parts": [{"text": text}]}

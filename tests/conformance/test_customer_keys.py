@@ -293,6 +293,34 @@ def test_pairs_under_a_key_lie_nowhere_open_and_full_tuning_under_one_is_refused
     assert open_files(service.home) == []
 
 
+def test_a_keyed_distillation_leaves_no_answer_of_its_teacher_open(service: Service) -> None:
+    with service.http() as http:
+        made = create(http, epochs=60, tunedModelDisplayName="teacher")
+        assert made.status_code == 200, made.text
+        teacher = ended(http, made.json()["name"])["tunedModel"]["model"]
+        spec = {
+            "promptDatasetUri": "gs://sealed-data/train.jsonl",
+            "tunedTeacherModelSource": teacher,
+            "hyperParameters": {"epochCount": "1"},
+        }
+        body = {"baseModel": "gemini-2.0-flash-001", "distillationSpec": spec}
+        bare = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body)
+        assert bare.status_code == 400 and "The teacher is encrypted under" in bare.text
+        made = http.post(f"/v1beta1/{PARENT}/tuningJobs", json=body | {"encryptionSpec": {"kmsKeyName": KEY}})
+        assert made.status_code == 200, made.text
+        job = ended(http, made.json()["name"])
+        stats = job["tuningDataStats"]["distillationDataStats"]["trainingDatasetStats"]
+        assert stats["tuningDatasetExampleCount"] == "12" and not stats.get("userDatasetExamples")
+        assert job["tuningJobMetadata"]["effectiveParameters"]["distillationLevel"] == "token"
+        [words] = [words for words in events(http, job["name"]) if words.startswith("The labelled data is at gs://")]
+        bucket, _, name = words.split()[5].rstrip(",").removeprefix("gs://").partition("/")
+        path = f"/storage/v1/b/{bucket}/o/{name.replace('/', '%2F')}"
+        assert http.get(path, params={"alt": "media"}).text.count(f"{CANARY}-") == 12
+    assert open_files(service.home) == []
+    assert service.stop() == 0
+    assert open_files(service.home) == []
+
+
 @pytest.mark.slow
 def test_a_key_in_a_vault_seals_a_job_and_pauses_it_when_the_vault_refuses(tmp_path: Path) -> None:
     with Vault() as vault:

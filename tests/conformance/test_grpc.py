@@ -136,6 +136,36 @@ def test_a_method_that_no_public_message_has_is_refused_by_name(served: Service,
     assert without.startswith("INVALID_ARGUMENT") and "preference" in without.lower()
 
 
+DISTIL = """
+import sys, grpc
+from google.cloud.aiplatform_v1beta1.types import CancelTuningJobRequest, CreateTuningJobRequest, TuningJob
+address, root, token, dataset = sys.argv[1:]
+channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(open(root, "rb").read()))
+service, signed = "/google.cloud.aiplatform.v1beta1.GenAiTuningService/", [("authorization", f"Bearer {token}")]
+create = channel.unary_unary(
+    service + "CreateTuningJob", request_serializer=CreateTuningJobRequest.serialize,
+    response_deserializer=TuningJob.deserialize,
+)
+job = {"distillation_spec": {
+    "training_dataset_uri": dataset, "student_model": "gemini-2.0-flash-001", "base_teacher_model": "gemini-2.5-flash",
+    "hyper_parameters": {"epoch_count": 1, "adapter_size": 2}, "pipeline_root_directory": "gs://grpc-data/root",
+}}
+parent = "projects/demo/locations/us-central1"
+made = create(CreateTuningJobRequest(parent=parent, tuning_job=job), timeout=20, metadata=signed)
+print(made.base_model, made.distillation_spec.student_model, made.distillation_spec.hyper_parameters.adapter_size.name)
+cancel = channel.unary_unary(service + "CancelTuningJob", request_serializer=CancelTuningJobRequest.serialize)
+cancel(CancelTuningJobRequest(name=made.name), timeout=20, metadata=signed)
+"""
+
+
+def test_the_deprecated_form_of_distillation_travels_in_its_message(served: Service, place: str) -> None:
+    with served.http() as http:
+        dataset = upload(http, "grpc-data", "prompts.jsonl", training_rows())
+    root = str(served.home / "tls" / "ca.pem")
+    done = run(served, "-W", "ignore", "-c", DISTIL, place, root, served.token(), dataset)
+    assert done.stdout.split() == ["gemini-2.0-flash-001", "gemini-2.0-flash-001", "ADAPTER_SIZE_FOUR"], done.stderr
+
+
 def test_without_a_token_and_without_such_a_method(served: Service, place: str) -> None:
     done = run(served, "-W", "ignore", "-c", RAW, place, str(served.home / "tls" / "ca.pem"))
     assert done.stdout.split() == ["UNAUTHENTICATED", "UNIMPLEMENTED"], done.stderr

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from sarto.contract.common import CUSTOM
 from sarto.contract.vocabulary import difference
+from sarto.control.access import authorization
 from sarto.control.access.principal import Principal
 from sarto.control.context import Control
 from sarto.control.jobs.label_switches import LEVEL_LABEL, Switches
 from sarto.control.jobs.plan import Judge, Judges
 from sarto.control.jobs.violations import ROOT, Violations, spec_path
 from sarto.control.models import resolution
-from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, SartoError
+from sarto.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, SartoError
 from sarto.names import parse_gs_uri
 from sarto.schema.distillation import DistillationSpec
 from sarto.schema.evaluation import EvaluationConfig, judge_names
@@ -77,7 +78,13 @@ def with_student(job: TuningJob, faults: Violations) -> TuningJob:
 
 
 def check_teacher(
-    control: Control, principal: Principal, job: TuningJob, student: str, kms_key: str, faults: Violations
+    control: Control,
+    principal: Principal,
+    project: str,
+    job: TuningJob,
+    student: str,
+    kms_key: str,
+    faults: Violations,
 ) -> Judge | None:
     """Check teacher and settings of a distillation. `student`: id of its base weights, empty if it is not known.
     Returns the teacher if it is a model of this server."""
@@ -97,7 +104,7 @@ def check_teacher(
         _check_level(job, f"{spec.teacher} is not on this server", faults)
         return None
     try:
-        found = resolution.resolve(control, principal, spec.teacher)
+        found = _find_teacher(control, principal, project, spec)
         control.base(found.weights)
     except SartoError as error:
         known = f" Models elsewhere: {', '.join(sorted(control.judges))}." if control.judges else ""
@@ -114,6 +121,21 @@ def check_teacher(
         folder = Path(control.base(student).folder)
         _check_level(job, level_obstacle(control, found.weights, folder, is_full=job.is_full), faults)
     return found.weights, found.adapter_folder, found.adapter_digest
+
+
+def _find_teacher(
+    control: Control, principal: Principal, project: str, spec: DistillationSpec
+) -> resolution.ResolvedModel:
+    """A base model by any of its names in the catalogue, or a model by its resource name. Raises SartoError."""
+    name = spec.teacher
+    if spec.tuned_teacher_model_source or name.startswith("projects/"):
+        return resolution.resolve(control, principal, name)
+    authorization.require(control.database, principal, resolution.PREDICT, project)
+    try:
+        entry = control.catalog.find(name, "model")
+    except InvalidArgument as error:
+        raise NotFound(error.violations[0].description) from None
+    return resolution.ResolvedModel(weights=entry.weights.id, base_model=entry.name)
 
 
 def level_obstacle(control: Control, teacher: str, student: Path, *, is_full: bool) -> str:

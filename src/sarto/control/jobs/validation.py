@@ -94,7 +94,7 @@ def accept(
             job.tuning_spec, spec_path(job), source, faults, batch_size_for_all=job.spec_row.batch_size_for_all
         )
         hyper_parameters.check_mode(control, job, source, kms_key, faults)
-        teacher = other_models.check_teacher(control, principal, job, weights, kms_key, faults)
+        teacher = other_models.check_teacher(control, principal, project, job, weights, kms_key, faults)
         data = _check_datasets(control, principal, project, job, source, faults, kms_key, with_rows=wishes is None)
     faults.raise_if_any()
     assert source is not None
