@@ -520,6 +520,7 @@ OTHERS = {
     "sarto.engine.evaluation.metrics.plan": "prompts of our own",
     "sarto.control.jobs.dataset_check": "checks first rows, keeps nothing",
     "sarto.api.vertex.translation": "one user turn, made by translation_prompt as in training",
+    "sarto.engine.reinforcement.prompts": "rows for rewards; their prompts are tokens of the training file",
     "sarto.cli.evaluate": "hands requests of the evaluation to the engine",
 }
 

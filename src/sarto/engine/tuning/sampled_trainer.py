@@ -19,11 +19,12 @@ from sarto.engine.tuning.schedule import Schedule
 from sarto.engine.tuning.trainer import Evaluated, LossSums, Optimisation, StepOutcome, Trainer
 from sarto.errors import FailedPrecondition
 
-MEAN_NATS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+MEAN_NATS = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest mean difference of a sampled token's log-probability between sampler and trainer."""
 WORST_NATS = {torch.float32: 1e-3, torch.bfloat16: 2.0}
 """The same for a single token. In bfloat16 the logits of improbable tokens are rounded in steps of 1/8, so the mean is
-the sharper test there."""
+the sharper test there. Measured with a base of 135 million parameters and AMX: 0.030 and 0.25, in float32 8e-6 and
+7e-5."""
 
 
 class SampledTrainer(Trainer):
