@@ -112,6 +112,8 @@ def _rank(size: AdapterSize | None, path: str, source: SourceModel, faults: Viol
 def check_mode(control: Control, job: TuningJob, source: SourceModel | None, kms_key: str, faults: Violations) -> None:
     """Add a fault for each field that does not fit the tuning mode."""
     path = f"{spec_path(job)}.tuning_mode"
+    if isinstance(job.tuning_spec, ReinforcementTuningSpec) and control.limits.devices > 1:
+        faults.refuse(spec_path(job), "Reinforcement tuning on several devices is not built yet; set devices to 1.")
     if source is None:
         return
     if not job.is_full:
