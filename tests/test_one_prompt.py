@@ -284,6 +284,12 @@ def evaluation_by_reference(form: Row, tokenizer: ChatTokenizer) -> list[int]:
     return as_served(row.request, tokenizer)
 
 
+def distillation(form: Row, tokenizer: ChatTokenizer) -> list[int]:
+    """The question to a teacher, from a row whose answer is left out."""
+    prompt = parse_examples(written(row_of(form)), 1, data_format="prompts")[0]
+    return as_served(request_of(prompt), tokenizer)
+
+
 def preference(form: Row, tokenizer: ChatTokenizer) -> list[int]:
     scored = [{"score": score, "completion": said("model", str(score))} for score in (0, 1)]
     pair = parse_examples(written(body_of(form) | {"completions": scored}), 1, data_format="preference")
@@ -345,6 +351,9 @@ PLACES: dict[str, tuple[Callable[..., list[int]], str, tuple[str, ...]]] = {
     "evaluation": (evaluation, "both", ("sarto.engine.evaluation.rows", "sarto.engine.programs.evaluate")),
     "evaluation of rows with a reference": (evaluation_by_reference, "contents", ("sarto.engine.evaluation.rows",)),
     "preference": (preference, "contents", ("sarto.conversations.examples",)),
+    "distillation": (
+        distillation, "both", ("sarto.engine.programs.run_data", "sarto.engine.programs.teacher_answers"),
+    ),
     "generateContent": (
         generate_content, "contents",
         ("sarto.api.vertex.generation", "sarto.serving.worker.program", "sarto.serving.vllm.generator",
@@ -521,6 +530,8 @@ OTHERS = {
     "sarto.control.jobs.dataset_check": "checks first rows, keeps nothing",
     "sarto.api.vertex.translation": "one user turn, made by translation_prompt as in training",
     "sarto.engine.reinforcement.prompts": "rows for rewards; their prompts are tokens of the training file",
+    "sarto.conversations.convert.shapes": "checks converted rows, keeps nothing of the reading",
+    "sarto.rewards.autorater": "prompts of a judge's template, no conversation of a user's",
     "sarto.cli.evaluate": "hands requests of the evaluation to the engine",
 }
 

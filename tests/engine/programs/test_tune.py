@@ -232,10 +232,10 @@ def test_a_run_that_is_told_to_stop_stops_at_once_and_leaves_no_result(
 
 
 def test_an_unknown_method_is_the_results_error_and_named(tiny: BaseWeights, tmp_path: Path) -> None:
-    result = finish(make_spec(tiny, tmp_path, method="reinforcement"))
+    result = finish(make_spec(tiny, tmp_path, method="unheard-of"))
     assert result.error is not None
     assert result.error["code"] == 12
-    assert 'no tuning method "reinforcement"' in result.error["message"]
+    assert 'no tuning method "unheard-of"' in result.error["message"]
 
 
 def test_a_fault_of_the_user_is_the_results_error(tiny: BaseWeights, tmp_path: Path) -> None:
