@@ -160,7 +160,7 @@ def test_a_dataset_of_another_project_does_not_exist(control: Control) -> None:
     assert "data-other" in found["supervised_tuning_spec.training_dataset_uri"]
 
 
-@pytest.mark.parametrize("body", [{"reinforcementTuningSpec": {}, "supervisedTuningSpec": None}])
+@pytest.mark.parametrize("body", [{"veoTuningSpec": {}, "supervisedTuningSpec": None}])
 def test_what_is_not_built_is_refused_by_name(control: Control, body: dict[str, object]) -> None:
     whole = {key: value for key, value in job_body(**body).items() if value is not None}
     with pytest.raises(Unimplemented, match="not supported yet"):
