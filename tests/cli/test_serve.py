@@ -123,7 +123,7 @@ def test_a_signal_ends_everything_at_once(tmp_path: Path, how: signal.Signals) -
 
 def test_an_address_that_others_reach_is_refused_without_tls(tmp_path: Path) -> None:
     words = refused(tmp_path, "--port", "0", "--host", "0.0.0.0")
-    assert "plain_http_to_other_machines" in words and "tls = local" in words
+    assert "plain_http_to_other_machines" in words and 'tls = "local"' in words
 
 
 @pytest.mark.parametrize(

@@ -52,13 +52,14 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
 
 
 async def _ask_first(request: Request) -> None:
-    """Refuse a body from a caller without the route's permission on anything in the path's project or, for a path
-    without project, anywhere. Control checks it on the exact resource; routes of buckets have checked it before."""
+    """Refuse a body from a caller without the route's permission on anything in the project of the path or of its
+    API key, and without one, anywhere. Control checks it on the exact resource, and routes of buckets have done so
+    before."""
     route: Route = request.scope["sarto.route"]
     if not route.asks_first or "{bucket}" in route.path:
         return
     values = request.path_params
-    project = values.get("project", "")
+    project = values.get("project", "") or principal(request).key_project
     if project == "-":  # that of the account
         project = values.get("account", "").partition("@")[2].partition(".")[0]
     ask = partial(

@@ -35,6 +35,8 @@ PUBLIC = "public"
 SIGNED_IN = "signed-in"
 """Permission of a route for any valid token; its response has only resources that the caller may see."""
 
+OF_KEY = "/openai/"
+"""Paths whose project comes from an API key."""
 OPEN_BYTES, FORM_BYTES = 64 * 1024, 1 << 20
 """Most bytes of a body without authorisation, and of one without a prompt."""
 PROMPT_BYTES = 1 << 62
@@ -65,11 +67,12 @@ class Route:
 
     @property
     def asks_first(self) -> bool:
-        """Whether a right is checked before the body is read. For a path without project it is checked anywhere, and
-        only if the body may be long."""
+        """Whether a right is checked before the body is read: in the project of the path or of the caller's API key.
+        For any other path it is checked anywhere, and only if the body may be long."""
         if self.permission in (PUBLIC, SIGNED_IN):
             return False
-        return "{project}" in self.path or "{bucket}" in self.path or self.body_bytes > 0
+        has_project = "{project}" in self.path or "{bucket}" in self.path or self.path.startswith(OF_KEY)
+        return has_project or self.body_bytes > 0
 
     @property
     def most_body_bytes(self) -> int:
