@@ -125,6 +125,11 @@ def test_a_token_or_an_external_account_takes_the_place_of_a_key(sarto: Run, ser
     assert (done.returncode, done.stdout) == (0, listed.stdout)
 
 
+def test_a_prompt_that_is_not_utf8_is_refused_by_name(sarto: Run) -> None:
+    done = sarto("chat", "gemini-2.0-flash-001", "caf\udce9")
+    assert done.returncode == 2 and "not UTF-8" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_damaged_private_key_is_named(sarto: Run, server: Server, tmp_path: Path) -> None:
     key = json.loads(server.key_file.read_text()) | {"private_key": "-----BEGIN PRIVATE KEY-----\nx\n"}
     (tmp_path / "key.json").write_text(json.dumps(key))

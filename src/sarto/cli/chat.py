@@ -11,6 +11,7 @@ import typer
 from sarto.cli import output
 from sarto.cli.client import Client
 from sarto.cli.options import client
+from sarto.errors import InvalidArgument
 
 
 def chat(
@@ -54,6 +55,10 @@ def target(api: Client, model: str) -> str:
 
 def say(api: Client, name: str, body: dict[str, Any], text: str) -> None:
     """Send one more user turn, print the reply as it streams, and append both turns to `body`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # an argument of the shell with bytes that are not UTF-8
+        raise InvalidArgument("The prompt is not UTF-8; write it in a terminal with a UTF-8 locale.") from None
     body["contents"].append({"role": "user", "parts": [{"text": text}]})
     answer = ""
     for event in api.events(f"/v1/{name}:streamGenerateContent", body):
