@@ -103,6 +103,18 @@ def test_a_key_of_another_server_is_refused_and_nothing_is_sent(
     assert "GOOGLE_APPLICATION_CREDENTIALS" in done.stderr
 
 
+def test_the_source_of_an_external_account_of_another_server_is_not_read(sarto: Run, tmp_path: Path) -> None:
+    external = {
+        "type": "external_account",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:id_token",
+        "token_url": "https://sts.googleapis.com/v1/token",
+        "credential_source": {"file": str(tmp_path / "missing")},
+    }
+    (tmp_path / "external.json").write_text(json.dumps(external))
+    done = sarto("--credentials", "external.json", "--project", "demo", "jobs", "list")
+    assert done.returncode == 1 and "nothing was sent" in done.stderr and "cannot be read" not in done.stderr
+
+
 def test_a_token_or_an_external_account_takes_the_place_of_a_key(sarto: Run, server: Server, tmp_path: Path) -> None:
     token = sarto("auth", "print-access-token").stdout.strip()
     nowhere = {"GOOGLE_APPLICATION_CREDENTIALS": "nowhere.json"}

@@ -124,7 +124,7 @@ class ExternalAccount:
             form = source.get("format", {})
             subject = json.loads(text)[form["subject_token_field_name"]] if form.get("type") == "json" else text
             return cls(raw["token_url"], str(subject).strip(), raw["subject_token_type"], raw.get("audience", ""))
-        except (OSError, httpx.HTTPError) as error:
+        except (OSError, ValueError, httpx.HTTPError) as error:
             raise InvalidArgument(f"credential_source: the provider's token cannot be read ({error}).") from None
 
     def form(self) -> dict[str, str]:
@@ -171,19 +171,19 @@ class Client:
         """Those of the file. Raises FailedPrecondition for those of another server, before anything is sent."""
         path = self.connection.key_file or _admin_key()
         raw = _read_credentials(path)
-        credentials: Key | ExternalAccount
-        try:
-            credentials = ExternalAccount.read(raw) if raw.get("type") == "external_account" else Key.read(path)
-        except (KeyError, TypeError):
-            raise InvalidArgument(f"{path} is not an external account file.") from None
-        issuer = credentials.token_uri if isinstance(credentials, Key) else credentials.token_url
-        if _origin(issuer) != _origin(self.connection.url):
+        is_external = raw.get("type") == "external_account"
+        issuer = raw.get("token_url" if is_external else "token_uri")
+        # Before an external account is read, since its source can be a URL.
+        if isinstance(issuer, str) and _origin(issuer) != _origin(self.connection.url):
             raise FailedPrecondition(
                 f"{path} is a key of {issuer}, not of the server {self.connection.url}; nothing was sent. Give the key"
                 " of this server with --credentials or GOOGLE_APPLICATION_CREDENTIALS, or the key's server with --url"
                 " or SARTO_URL."
             )
-        return credentials
+        try:
+            return ExternalAccount.read(raw) if is_external else Key.read(path)
+        except (KeyError, TypeError):
+            raise InvalidArgument(f"{path} is not an external account file.") from None
 
     @property
     def account(self) -> str:
